@@ -1,0 +1,1 @@
+"""Losses whose constants belong to denoising errors."""

@@ -1,0 +1,1 @@
+"""Losses that compare a chosen with a rejected response."""

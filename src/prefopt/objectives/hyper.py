@@ -1,0 +1,78 @@
+"""Types of hyperparameters, and how a value is checked against its type."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ..errors import PrefoptError
+
+
+@dataclass(frozen=True)
+class Within:
+    """An interval, closed unless said otherwise."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, x: float) -> bool:
+        above = x > self.low if self.open_low else x >= self.low
+        below = x < self.high if self.open_high else x <= self.high
+        return math.isfinite(x) and above and below
+
+    def __str__(self) -> str:
+        left = "(" if self.open_low or self.low == -math.inf else "["
+        right = ")" if self.open_high or self.high == math.inf else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+Real = Annotated[float, Within()]
+Positive = Annotated[float, Within(0, open_low=True)]
+NonNegative = Annotated[float, Within(0)]
+Fraction = Annotated[float, Within(0, 1)]
+Inside = Annotated[float, Within(0, 1, True, True)]
+Smoothing = Annotated[float, Within(0, 0.5, open_high=True)]
+
+
+def validate(method: str, key: str, value: Any, hint: Any) -> Any:
+    """`value` as its declared type, or PrefoptError naming method, key, value and what would be right."""
+
+    def fail(why: str) -> typing.NoReturn:
+        raise PrefoptError(f"{method}.{key} = {value!r}: {why}")
+
+    if typing.get_origin(hint) is Annotated:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            fail("must be a number")
+        if not hint.__metadata__[0].holds(value):
+            fail(f"must be in {hint.__metadata__[0]}")
+        return float(value)
+    if typing.get_origin(hint) is Literal:
+        if value not in (choices := typing.get_args(hint)):
+            fail(f"must be one of {', '.join(map(str, choices))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            fail("must be a list of numbers")
+        return tuple(validate(method, key, v, Real) for v in value)
+    if type(None) in typing.get_args(hint):
+        return None if value is None else validate(method, key, value, typing.get_args(hint)[0])
+    if hint in (bool, int, str) and type(value) is not hint:
+        fail(f"must be {'true or false' if hint is bool else 'a whole number' if hint is int else 'text'}")
+    return value
+
+
+def describe(hint: Any) -> str:
+    """The type of a hyperparameter in words: "in (0, inf)", "one of sigmoid, hinge"."""
+    if typing.get_origin(hint) is Annotated:
+        return f"number in {hint.__metadata__[0]}"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "list of numbers"
+    if type(None) in typing.get_args(hint):
+        return f"{describe(typing.get_args(hint)[0])}, or none"
+    return {bool: "true or false", int: "whole number", str: "text"}.get(hint, "a method")

@@ -1,0 +1,166 @@
+"""What a method answers: named terms, each with its own normaliser, and what one wants to see beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import PrefoptError
+from .scores import Scores
+from .words import bradley_terry
+
+if TYPE_CHECKING:
+    from .responses import Responses
+
+Comparison = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One addend of the loss, unreduced. Its scalar is `values.sum() / count`.
+
+    `count` adds up over micro-batches and processes and depends on the data only, never on scores: the
+    trainer counts a whole optimiser step before the first forward, so accumulation is exact.
+    """
+
+    values: Tensor
+    count: Tensor  # scalar
+    over: str  # pairs | responses | tokens | groups | ...: what the mean is taken over
+    logit: Tensor | None = None  # a comparison remembers its argument ...
+    compare: Comparison | None = None  # ... and its shape, so that either can be exchanged
+    keep: Tensor | None = None  # [P] pairs that count (a tie teaches nothing)
+
+    def __add__(self, other: Term) -> Term:
+        """Two sums under one normaliser (ORPO's prompt and completion tokens)."""
+        joined = torch.cat([self.values.flatten(), other.values.flatten()])
+        return Term(joined, self.count + other.count, self.over)
+
+    def __mul__(self, weight: Tensor | float) -> Term:
+        """A weight on the loss."""
+        how = self.compare
+        weighted = None if how is None else (lambda u: weight * how(u))
+        return dataclasses.replace(self, values=self.values * weight, compare=weighted)
+
+    __rmul__ = __mul__
+
+    def mean(self) -> Tensor:
+        return self.values.sum() / self.count.clamp(min=1)
+
+
+def _number(values: Tensor, keep: Tensor | None) -> Tensor:
+    return values.new_full((), len(values)) if keep is None else keep.sum().to(values.dtype)
+
+
+def over_pairs(values: Tensor, keep: Tensor | None = None) -> Term:
+    """A mean over pairs of values [P]; `keep` [P] leaves some out of both sum and count."""
+    return Term(values if keep is None else values * keep, _number(values, keep), "pairs")
+
+
+def over_responses(values: Tensor, keep: Tensor | None = None) -> Term:
+    """A mean over responses of values [R]."""
+    return Term(values if keep is None else values * keep, _number(values, keep), "responses")
+
+
+def over_tokens(scores: Scores) -> Term:
+    """One mean over all positions of all responses (not a mean of means)."""
+    return Term(scores.values, scores.count.sum().to(scores.values.dtype), "tokens")
+
+
+def over_groups(matrix: Tensor, r: Responses) -> Term:
+    """[R, R] values of (i, j), summed within each list: one number a list, placed at the list's first row."""
+    same = r.same_group()
+    first = same.int().argmax(1) == torch.arange(len(same), device=same.device)
+    values = torch.where(first, same.to(matrix.dtype) @ matrix.sum(1), 0.0)
+    return Term(values, first.sum().to(matrix.dtype), "groups")
+
+
+def compare(logit: Tensor, how: Comparison, keep: Tensor | None = None) -> Term:
+    """A mean over pairs of how(logit) [P] that remembers both."""
+    return dataclasses.replace(over_pairs(how(logit), keep), logit=logit, compare=how, keep=keep)
+
+
+@dataclass(frozen=True)
+class Update:
+    """State in two phases: `sum` and `count` add up over an optimiser step, then `advance(old, sum, count)` once."""
+
+    sum: Tensor
+    count: Tensor
+    advance: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Loss:
+    """Named terms, the loss being the sum of their means.
+
+    rewards: (chosen [P], rejected [P]) or one per response [R]; constants, for metrics.
+    metrics: name -> tensor (averaged over its elements) or Term (averaged over its own count).
+    health:  name -> scalar tensor, counted; non-zero is what the user should worry about.
+    updates: name -> Update of a state that the method asked for.
+    """
+
+    def __init__(
+        self,
+        rewards: tuple[Tensor, Tensor] | Tensor | None = None,
+        metrics: Mapping[str, Tensor | Term] | None = None,
+        health: Mapping[str, Tensor] | None = None,
+        updates: Mapping[str, Update] | None = None,
+        **terms: Term,
+    ):
+        self.terms, self.rewards = terms, rewards
+        self.metrics, self.health, self.updates = dict(metrics or {}), dict(health or {}), dict(updates or {})
+
+    def replace(self, terms: Mapping[str, Term] | None = None, **fields: Any) -> Loss:
+        kept = {"rewards": self.rewards, "metrics": self.metrics, "health": self.health, "updates": self.updates}
+        return Loss(**(kept | fields), **(self.terms if terms is None else terms))
+
+    @property
+    def scalar(self) -> Tensor:
+        """The loss of this batch alone."""
+        return torch.stack([t.mean() for t in self.terms.values()]).sum()
+
+    def per(self, over: str) -> Tensor:
+        """The sum of the terms that count per pair (response, ...): one value each."""
+        found = [t.values for t in self.terms.values() if t.over == over]
+        if not found:
+            raise PrefoptError(f"needs a loss over {over}; the terms of the wrapped method are {self._described()}")
+        return torch.stack(found).sum(0)
+
+    def others(self, over: str) -> dict[str, Term]:
+        return {k: t for k, t in self.terms.items() if t.over != over}
+
+    def weighted(self, weight: Tensor, over: str = "pairs") -> Loss:
+        """Weights on the terms that count per `over`; the normaliser stays (a weight is not a count)."""
+        self.per(over)
+        return self.replace({k: t * weight if t.over == over else t for k, t in self.terms.items()})
+
+    def recompared(self, how: Comparison | None = None, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Loss:
+        """The same logits under another comparison, scaled (a weight on the logit) or shifted (a margin)."""
+        if not any(t.compare for t in self.terms.values()):
+            raise PrefoptError(f"there is no comparison to change: the terms are {self._described()}")
+
+        def again(t: Term) -> Term:
+            if t.logit is None or t.compare is None:
+                return t
+            return compare(scale * t.logit - shift, how or t.compare, t.keep)
+
+        return self.replace({k: again(t) for k, t in self.terms.items()})
+
+    def _described(self) -> str:
+        return ", ".join(f"{k} (over {t.over})" for k, t in self.terms.items())
+
+
+def prefer(
+    reward_w: Tensor,
+    reward_l: Tensor,
+    how: Comparison = bradley_terry,
+    margin: Tensor | float = 0.0,
+    metrics: Mapping[str, Tensor | Term] | None = None,
+    **terms: Term,
+) -> Loss:
+    """The usual answer: compare two rewards [P] (Bradley-Terry unless told otherwise), report them, add terms."""
+    preference = compare(reward_w - reward_l - margin, how)
+    return Loss(rewards=(reward_w, reward_l), metrics=metrics, preference=preference, **terms)

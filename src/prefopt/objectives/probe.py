@@ -1,0 +1,169 @@
+"""Asking a method what it needs, by running it on a made-up batch that answers every question."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..errors import PrefoptError
+from .loss import Loss
+from .method import Family, Method
+from .responses import Responses
+from .scores import Scores
+
+R, P, T, FREE = 8, 4, 5, 3
+LENGTHS = (5, 3, 4, 5, 2, 4, 3, 5)
+
+
+@dataclass(frozen=True)
+class Probe(Responses):
+    """Answers everything, and writes down what was asked. `sparse`: answers no optional question."""
+
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: dict[tuple[str, str], Any] = field(default_factory=dict)
+    seed: int = 0
+    sparse: bool = False
+
+    def _ask(self, kind: str, name: str, **spec: Any) -> Any:
+        if self.sparse and (spec.get("optional") or spec.get("instead")):
+            return None
+        if kind != "notes" or name not in self.notes:
+            self.asked[f"{kind}:{name}"] = spec
+        if kind == "statistics":
+            return None
+        if name in getattr(self, kind):
+            return getattr(self, kind)[name]
+        if (kind, name) not in self.made:
+            g = Generator().manual_seed(sum(map(ord, name)) * 31 + self.seed)
+            self.made[kind, name] = getattr(self, f"_{kind}")(name, g, **spec)
+        return self.made[kind, name]
+
+    def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
+        values = -3 * torch.rand(R, T, generator=g, dtype=torch.float64)
+        count = (torch.arange(T) < torch.tensor(LENGTHS)[:, None]).double()
+        return Scores(values.requires_grad_() if grad else values, count)
+
+    def _notes(self, name: str, g: Generator, shape: str, dtype: Any, below: int | None, **_: Any) -> Tensor:
+        sizes = {"R": R, "P": P, "T": T}
+        size = [int(a) if a.isdigit() else sizes.get(a, FREE) for a in shape.split()]
+        if dtype == "row":
+            return torch.arange(R).view(P, 2)
+        if dtype == "group":
+            return torch.arange(R) // 4
+        if dtype is bool:
+            return torch.arange(size[0]) % 2 == 0
+        if dtype is int:
+            return torch.randint(0, below or 2, size, generator=g)
+        return 2 * torch.randn(size, generator=g, dtype=torch.float64)
+
+    def _extras(self, name: str, g: Generator, grad: bool) -> Probe:
+        # what is asked of an extra is noted apart: the scorer must know which scores its rows need
+        return Probe(seed=self.seed + 7, asked=self.asked[f"extras:{name}"].setdefault("asked", {}), path=self.path)
+
+    def _states(self, name: str, g: Generator, start: Callable[[], Tensor]) -> Tensor:
+        return start()
+
+    def _modules(self, name: str, g: Generator, make: Callable[[], nn.Module]) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return make().double()
+
+    def _check_shape(self, name: str, x: Tensor, axes: list[str]) -> None:
+        """The probe's shapes are its own."""
+
+    def count_rows(self) -> int:
+        return R
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a trial run showed."""
+
+    needs: dict[str, dict[str, Any]]
+    loss: Loss
+    probe: Probe
+
+
+def trace(m: Method, seed: int = 0) -> Trace:
+    """Run once with every answer, and once with no optional one (which shows what the fallbacks need)."""
+    with torch.random.fork_rng(devices=[]):
+        full = Probe(seed=seed)
+        loss = m(full)
+        sparse = Probe(seed=seed, sparse=True)
+        if any(s.get("optional") or s.get("instead") for s in full.asked.values()):
+            m(sparse)
+    fallback = {k: s | {"fallback": True} for k, s in sparse.asked.items() if k not in full.asked}
+    told = ("shape", "grad", "optional", "instead", "fallback", "asked")
+    needs = {k: {a: v for a, v in s.items() if a in told and v} for k, s in (full.asked | fallback).items()}
+    return Trace(needs, loss, full)
+
+
+def missing(m: Method, provided: set[str]) -> list[str]:
+    """What `m` asks for and neither the data nor the machinery can give, in words."""
+    own = ("states:", "modules:", "statistics:")
+    without = []
+    for key, spec in m.needs().items():
+        instead = spec.get("instead")
+        excused = spec.get("optional") or spec.get("fallback") or instead in ("demonstrations",)
+        if key in provided or excused or f"notes:{instead}" in provided or key.startswith(own):
+            continue
+        without.append(f"{key}{' [' + spec['shape'] + ']' if 'shape' in spec else ''}")
+    return without
+
+
+def initialise(m: Method, r: Responses) -> Responses:
+    """Create missing states and parameters by running the method once on a real batch."""
+    made: dict[str, dict[str, Any]] = {"states": dict(r.states), "modules": dict(r.modules)}
+
+    @dataclass(frozen=True)
+    class Initialising(Responses):
+        def _ask(self, kind: str, name: str, **spec: Any) -> Any:
+            if kind not in made:
+                return super()._ask(kind, name, **spec)
+            if name not in made[kind]:
+                made[kind][name] = spec.get("start", spec.get("make"))()
+            return made[kind][name]
+
+    with torch.no_grad():
+        m(Initialising(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)}))
+    return r.replace(**made)
+
+
+def fingerprint(m: Method) -> list[float]:
+    """Value, gradient and state update on three probes: two methods with one fingerprint are the same loss."""
+    numbers: list[float] = []
+    for seed in range(3):
+        t = trace(m, seed)
+        made = t.probe.made
+        leaves = [s.values for (k, _), s in made.items() if k == "scores" and s.values.requires_grad]
+        leaves += [w for (k, _), net in made.items() if k == "modules" for w in net.parameters()]
+        loss = t.loss.scalar
+        numbers.append(loss.item())
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+            numbers += [x for g in grads if g is not None for x in g.flatten().tolist()]
+        for u in t.loss.updates.values():
+            advanced = u.advance(torch.full_like(u.sum, 0.7), u.sum, u.count)
+            numbers += advanced.flatten().tolist() + [float(u.sum.numel())]
+        for (k, _), v in made.items():
+            numbers += v.flatten().tolist() if k == "states" else []
+    return numbers
+
+
+def refuse_inert(kind: Family, m: Method, given: list[str]) -> None:
+    """Every key changes something or is refused; rules inside the method (`require`) bite here too."""
+    trace(m)
+    for key in given:
+        without = Method(m.name, m.fn, {**m.hyper, key: kind.defaults[key]})
+        try:
+            same = fingerprint(without) == fingerprint(m)
+        except PrefoptError:
+            continue
+        if same:
+            raise PrefoptError(
+                f"{m.name}.{key} = {m.hyper[key]!r} has no effect with the other settings: leave it out"
+            )

@@ -1,0 +1,86 @@
+"""What a model says about responses: additive numbers per position, and how many elements each one sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Additive numbers per position, and how many elements each one is the sum of.
+
+    Text: log-probabilities, count = 0/1 mask. Denoising: minus the summed squared error of a frame,
+    count = C*H*W. A whole-sequence number (another tokenizer, a stored sum): T = 1, count = its own
+    token count. Where count is 0 the value is junk: it is dropped here, once, and nowhere else.
+    """
+
+    values: Tensor  # [R, T]
+    count: Tensor  # [R, T], >= 0
+    link: Callable[[Tensor], Tensor] | None = None  # applied to every reduction: f'(ratio) of f-DPO
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", torch.where(self.count > 0, self.values, 0.0))
+
+    def like(self, values: Tensor, count: Tensor | None = None) -> Scores:
+        """The same positions with other numbers."""
+        return Scores(values, self.count if count is None else count, self.link)
+
+    def sum(self) -> Tensor:
+        """[R] total of each response: its log-probability."""
+        return self._linked(self.values.sum(-1))
+
+    def mean(self) -> Tensor:
+        """[R] total divided by each response's own length."""
+        return self._linked(self.values.sum(-1) / self.length.clamp(min=1))
+
+    def each_mean(self) -> Tensor:
+        """[R, T] each position divided by the elements that it sums."""
+        return self.values / self.count.clamp(min=1)
+
+    @property
+    def length(self) -> Tensor:
+        """[R] number of elements (text: scored tokens)."""
+        return self.count.sum(-1)
+
+    @property
+    def position(self) -> Tensor:
+        """[R, T] 1-based index of each scored position inside its response."""
+        return (self.count > 0).cumsum(-1)
+
+    def where(self, keep: Tensor) -> Scores:
+        """Only the positions where `keep` [R, T] is true."""
+        return self.like(self.values * keep, self.count * keep)
+
+    def segments(self, index: Tensor, k: int) -> Scores:
+        """[R, T] -> [R, k]: sums over the positions of segment 0 .. k-1; a negative index is no segment."""
+        member = (one_hot(index.clamp(min=0), k) * (index >= 0)[..., None]).to(self.values.dtype)
+        total = torch.einsum("rt,rtk->rk", self.values, member)
+        return self.like(total, torch.einsum("rt,rtk->rk", self.count.to(member.dtype), member))
+
+    def detach(self) -> Scores:
+        return self.like(self.values.detach())
+
+    def __getitem__(self, rows: Tensor) -> Scores:
+        return self.like(self.values[rows], self.count[rows])
+
+    def __add__(self, other: Scores) -> Scores:
+        return self.like(self.values + other.values)
+
+    def __sub__(self, other: Scores) -> Scores:
+        return self.like(self.values - other.values)
+
+    def __mul__(self, factor: Tensor | float) -> Scores:
+        return self.like(self.values * factor)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Scores:
+        return self.like(-self.values)
+
+    def _linked(self, x: Tensor) -> Tensor:
+        return x if self.link is None else self.link(x)

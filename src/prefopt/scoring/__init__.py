@@ -1,0 +1,1 @@
+"""How likely is a response? One scorer per modality; methods see only its numbers."""

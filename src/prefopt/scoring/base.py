@@ -1,0 +1,54 @@
+"""What the one trainer expects of a modality: a batch, and a scorer that answers a method's questions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..objectives.scores import Scores
+
+Needs = Mapping[str, Mapping[str, Any]]  # Method.needs(): "kind:name" -> how it is asked
+Scored = Mapping[str, Mapping[str, Scores]]  # row set ("responses", "prompt", ...) -> score name -> Scores
+
+
+class Draw(NamedTuple):
+    """One example as drawn by the sampler. `epoch` seeds whatever is random about it (noise, dropout)."""
+
+    example: Any
+    epoch: int
+
+
+class Batch(Protocol):
+    """A collated micro-batch. Its tensors are made on the CPU; `.to` is the only transfer to the device."""
+
+    notes: Mapping[str, Tensor]
+    filler: bool  # weightless: keeps processes in step where an epoch does not divide
+
+    def to(self, device: torch.device | str) -> Batch: ...
+    def counts(self) -> Mapping[str, Tensor]:
+        """Row set -> count [R, T] of its scores, known before any forward."""
+        ...
+
+
+class Scorer(Protocol):
+    """Answers a method's questions about a batch."""
+
+    def offers(self) -> set[str]:
+        """Needs that it can meet: "scores:policy", "scores:reference", "extras:prompt", ..."""
+        ...
+
+    def collate(self, draws: Sequence[Draw]) -> Batch:
+        """Deterministic given the draws: the same numbers whatever the batching and the process."""
+        ...
+
+    def score(self, model: nn.Module, batch: Batch, needs: Needs, grad: bool = True) -> Scored:
+        """Scores of every row set that `needs` asks for.
+
+        grad=True: the extras and scores that carry gradient ("responses" among them). grad=False: only the extras
+        asked without gradient (KTO's mismatched completions), for the pass over the whole step before the first
+        backward.
+        """
+        ...

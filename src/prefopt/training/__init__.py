@@ -1,0 +1,1 @@
+"""One trainer, a subclass of transformers.Trainer, for every method and modality."""

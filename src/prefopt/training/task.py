@@ -1,0 +1,36 @@
+"""What a modality hands to the one trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from ..scoring.base import Scorer
+
+
+class Examples(Protocol):
+    """Prepared training data."""
+
+    tokens: np.ndarray  # [n] the cost of each example (text: tokens of its tree; images: responses)
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@dataclass
+class Task:
+    """A model to train, data to train it on, the scorer between them, and how to save the result."""
+
+    model: nn.Module
+    train: Examples
+    eval: Examples | None
+    scorer: Scorer
+    save: Callable[[nn.Module, Path], None]  # a final folder in the plain library's format
+    record: dict[str, Any] = field(default_factory=dict)  # counts, drops, fingerprints, identity of the reference
+    processing_class: Any = None  # tokenizer, written beside checkpoints
+    prepare: Callable[[], None] = lambda: None  # long work before the first step (reference store, latents)
