@@ -1,0 +1,82 @@
+"""The `data` section of a run's configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Pairing = Literal["best_worst", "best_rest", "adjacent", "all"]
+Used = Literal["weight", "margin", "label_probability"]
+
+
+class DataConfig(BaseModel):
+    """Where the data is, how it is read, and what becomes of it. Every key changes something; others are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    path: str | list[str] = Field(description="file, folder, `datasets` folder or hub name; several are read in turn")
+    eval_path: str | list[str] | None = Field(None, description="held-out data, read like `path`")
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the prompts of `path` that is held out; no prompt is on both sides"
+    )
+    split: str = Field("train", description="split of a `datasets` folder or hub data set")
+    subset: str | None = Field(None, description="configuration name of a hub data set")
+    layout: str = Field("auto", description="what the columns mean; `auto` recognises every known layout")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="canonical column name -> the file's column name, e.g. {prompt: question}"
+    )
+    pairing: Pairing | None = Field(None, description="how ranked lists of more than two responses become pairs")
+    objective: str | None = Field(
+        None, description="which of several `scores` orders the responses: its name, or `mean`"
+    )
+    soft_labels: Literal["probability", "logistic"] | None = Field(
+        None,
+        description="label_probability of pairs made from scores: `probability` takes each score as the probability of "
+        "beating one common opponent, `logistic` is sigmoid(score difference)",
+    )
+    use: list[Used] = Field(default_factory=list, description="annotations that the method applies where it can")
+    strings: Literal["auto", "chat", "plain"] = Field(
+        "auto", description="string prompts as a user's turn of the chat template, or as they are; `auto` takes the "
+        "template where the tokenizer has one, unless the text holds its special tokens already"
+    )
+    chat_template: str | None = Field(
+        None, description="None: the tokenizer's own; `plain`: a Human/Assistant transcript; else a Jinja text or file"
+    )
+    system: str | None = Field(None, description="system message for conversations that have none")
+    thinking: Literal["keep", "mask", "strip"] = Field(
+        "keep", description="thinking blocks of answers: scored, kept as context without being scored, or removed"
+    )
+    max_length: Annotated[int, Field(ge=2)] | None = Field(1024, description="tokens of prompt and longest response")
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="tokens that truncation leaves of a prompt at least; by default half of max_length"
+    )
+    truncation: Literal["keep_end", "keep_start", "drop"] = Field(
+        "keep_end", description="which part of an overlong prompt stays; `drop` drops such rows instead"
+    )
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.05, description="share of rows that may be dropped because they teach nothing, before the run stops"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="read only the first rows")
+    seed: int = Field(0, description="decides which prompts `eval_fraction` holds out")
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> DataConfig:
+        if self.eval_path is not None and self.eval_fraction:
+            raise ValueError("eval_path and eval_fraction exclude each other: keep one")
+        if self.max_length and self.max_prompt_length and self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
+                "or no room is left for a response"
+            )
+        if self.system is not None and self.strings == "plain":
+            raise ValueError("system has no effect with strings: plain; leave one of them out")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @property
+    def eval_paths(self) -> list[str]:
+        return [self.eval_path] if isinstance(self.eval_path, str) else list(self.eval_path or [])

@@ -1,0 +1,69 @@
+"""One example: a prompt with k responses and what is known about them. Everything in prefopt starts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Message = dict[str, Any]
+"""A chat turn: `role` (system, user, assistant, tool), `content` (text or a list of parts), and optionally
+`tool_calls`, `reasoning_content` (thinking) and `train` (bool: whether its tokens are scored)."""
+
+Turns = str | list[Message]
+"""A prompt or a response of a text example: plain text, or chat messages. One example never mixes the two."""
+
+NOTE_AXES: dict[str, str] = {
+    "label": "R",  # bool: desirable or not (unpaired data)
+    "score": "R",  # a rating, higher is better
+    "rank": "R",  # 1 is best
+    "scores/*": "R",  # one objective of several, `scores/NAME`; a missing rating is nan
+    "margin": "P",  # by how much the first of the pair is better
+    "weight": "P",  # how much the pair (or, unpaired, the response) counts; >= 0
+    "label_probability": "P",  # soft label: the probability that the first of the pair is better, in [0, 1]
+    "annotator": "P",  # int, a stable enumeration of the column's values
+    "domain": "P",  # int, likewise
+    "user": "P",  # int, likewise
+    "step_index": "R T",  # int, 1-based index of the step that a token belongs to, 0 outside of all steps
+    "step_score": "R S",  # one score per step
+}
+"""Canonical annotations and their axes: R one per response, P one per pair (one per response in unpaired data),
+T one per token of a response, S one per step of a response."""
+
+ENUMERATED = frozenset({"annotator", "domain", "user"})
+"""Notes whose values are names in the file and small integers in the batch."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, its responses and their annotations.
+
+    `responses` are texts or chat messages; for images anything that `images.load_image` takes. `pairs` holds
+    (better, worse) indices into `responses` and is empty for unpaired data, and for lists until
+    `pairing.pair_up` was asked. Notes per pair have one entry per pair, notes per response one per response.
+    `steps` are the texts of the steps of each response, where the file has them.
+    """
+
+    prompt: Turns
+    responses: tuple[Any, ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    gold: Any = None
+    tools: list[Any] | None = None
+    images: tuple[Any, ...] = ()
+    videos: tuple[str, ...] = ()
+    steps: tuple[tuple[str, ...], ...] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()  # what the reader noticed, for the doctor: "diverges early", ...
+    file: str = ""
+    row: int = 0  # 1-based
+
+    @property
+    def origin(self) -> str:
+        """Where the example comes from, for messages."""
+        return f"{self.file} row {self.row}"
+
+
+def axes(note: str) -> str | None:
+    """The axes of a canonical note, None for a name that only one method knows."""
+    return NOTE_AXES.get("scores/*" if note.startswith("scores/") else note)
