@@ -1,0 +1,198 @@
+"""Sampling answers from a causal language model with `transformers` generation, in batches.
+
+A sample depends on (seed, position of its prompt, number of the sample) and on nothing else: each row carries its own
+uniform numbers and picks the token where they cut the cumulative distribution. So the batch size, the order of the
+batches and a restart do not change it (up to the rounding of the model itself), the global random state is never
+touched, and two models that are asked with the same seed see the same random numbers, which makes paired
+comparisons sharper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from prefopt.errors import PrefoptError
+
+Prompt = str | list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn: temperature 0 is greedy; top_p 1 and top_k 0 switch the filters off."""
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    n: int = 1
+    seed: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("max_new_tokens", self.max_new_tokens, 1), ("n", self.n, 1),
+                                   ("batch_size", self.batch_size, 1), ("top_k", self.top_k, 0)):  # fmt: skip
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise PrefoptError(f"sampling: {name} must be a whole number of at least {least}; got {value!r}")
+        if not (self.temperature >= 0 and np.isfinite(self.temperature)):
+            raise PrefoptError(f"sampling: temperature must be 0 (greedy) or more; got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise PrefoptError(f"sampling: top_p must lie in (0, 1]; got {self.top_p!r}")
+
+    @property
+    def plain(self) -> bool:
+        """True if samples follow the model's own distribution, as an estimate of the KL needs."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer: its text, its token ids (with the end token if it came), and whether it ended by itself."""
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+
+
+@torch.no_grad()
+def generate(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling | None = None,
+    *,
+    first: int = 0,
+    progress: bool = True,
+    description: str = "sampling",
+) -> list[list[Sample]]:
+    """`sampling.n` answers to every prompt (a string, or chat messages), in the order of the prompts.
+
+    `first` is the position of prompts[0] in the whole list when only a part is asked (it enters the seed).
+    The model's training mode and its cache setting are as before when this returns.
+    """
+    sampling = sampling or Sampling()
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    rows = sorted(((i, k) for i in range(len(ids)) for k in range(sampling.n)), key=lambda row: -len(ids[row[0]]))
+    answers: list[list[Sample | None]] = [[None] * sampling.n for _ in ids]
+    ends = end_tokens(model, tokenizer)
+    with inference(model), tqdm(total=len(rows), desc=description, unit="answer", delay=1, disable=not progress) as bar:
+        for start in range(0, len(rows), sampling.batch_size):
+            batch = rows[start : start + sampling.batch_size]
+            tokens = _batch([ids[i] for i, _ in batch], [(first + i, k) for i, k in batch], model, ends, sampling)
+            for (i, k), new in zip(batch, tokens, strict=True):
+                answers[i][k] = _sample(new, ends, tokenizer)
+            bar.update(len(batch))
+    return answers  # type: ignore[return-value]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids of what the model is fed before it answers: the same ids as in training."""
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+        # some tokenizers close every text with the end token; a prompt must stay open
+        while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
+            ids = ids[:-1]
+    else:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
+    if not ids:
+        raise PrefoptError("a prompt has no tokens: give at least one character, or a tokenizer with a start token")
+    return list(ids)
+
+
+def end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
+    """Token ids that end an answer: the tokenizer's end token and those of the model's generation config."""
+    config = getattr(unwrap(model), "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    ids = {*(listed if isinstance(listed, list | tuple) else [listed]), tokenizer.eos_token_id} - {None}
+    if not ids:
+        raise PrefoptError("the tokenizer has no end token (eos_token), so no answer would ever end; set one")
+    return sorted(ids)
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a data-parallel wrapper."""
+    return model.module if hasattr(model, "module") and not hasattr(model, "generate") else model
+
+
+@contextmanager
+def inference(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batch(
+    prompts: list[list[int]], keys: list[tuple[int, int]], model: torch.nn.Module, ends: list[int], sampling: Sampling
+) -> list[list[int]]:
+    width = max(map(len, prompts))
+    pad = ends[0]
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        if sampling.temperature != 1:
+            processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        if sampling.top_k > 0:
+            processors.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            processors.append(TopPLogitsWarper(sampling.top_p))
+        processors.append(_Draw(uniforms(sampling.seed, keys, sampling.max_new_tokens), width))
+    # explicit neutral values: the model's own generation config (repetition penalty, ...) would otherwise bend the
+    # distribution that is sampled away from the one that is trained and scored
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, min_length=0,
+        no_repeat_ngram_size=0, eos_token_id=ends, pad_token_id=pad, use_cache=True,
+    )  # fmt: skip
+    out = unwrap(model).generate(
+        input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+    )
+    return out[:, width:].tolist()
+
+
+def uniforms(seed: int, keys: Sequence[tuple[int, int]], steps: int) -> np.ndarray:
+    """[len(keys), steps] uniform numbers in [0, 1): row by row from (seed, prompt, sample), equal for any batch."""
+    return np.stack([np.random.default_rng([seed, *key]).random(steps) for key in keys])
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token per row: where the row's uniform number cuts the cumulative distribution."""
+
+    def __init__(self, numbers: np.ndarray, prompt_length: int):
+        self.numbers, self.start = torch.from_numpy(np.minimum(numbers, 1 - 1e-12)), prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # double precision: a float32 sum over a large vocabulary is off by more than the rarest tokens' probability
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64
+        cumulative = scores.softmax(-1, dtype=precise).cumsum(-1)
+        cut = self.numbers[:, input_ids.shape[1] - self.start].to(cumulative)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, cut, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def _sample(tokens: list[int], ends: Sequence[int], tokenizer: Any) -> Sample:
+    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
+    kept = tokens if stop is None else tokens[: stop + 1]
+    text = tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=True)
+    return Sample(text, kept, stop is not None)
