@@ -15,10 +15,15 @@ Scored = Mapping[str, Mapping[str, Scores]]  # row set ("responses", "prompt", .
 
 
 class Draw(NamedTuple):
-    """One example as drawn by the sampler. `epoch` seeds whatever is random about it (noise, dropout)."""
+    """One example as drawn by the sampler. `epoch` seeds whatever is random about it (noise, dropout).
+
+    `partner` is another example of the data set, for methods that ask for mismatched completions (KTO): fixed by the
+    seed, so that batching, accumulation and processes do not change it.
+    """
 
     example: Any
-    epoch: int
+    epoch: int = 0
+    partner: Any = None
 
 
 class Batch(Protocol):

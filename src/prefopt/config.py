@@ -1,0 +1,326 @@
+"""The configuration of a run: YAML and dotted overrides, validated, every error naming its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import TrainingArguments
+
+from .data.config import DataConfig
+from .errors import PrefoptError
+from .objectives.hyper import Fraction, Positive
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class AdapterConfig(Section):
+    """A LoRA adapter (peft)."""
+
+    r: int = Field(16, ge=1, description="rank")
+    alpha: float = Field(32, gt=0, description="scale: alpha / r multiplies the update")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] | None = Field(None, description="None: all linear layers but the head")
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+class ModelConfig(Section):
+    """What is trained."""
+
+    path: str = Field(description="a transformers or diffusers folder, an adapter folder, or a hub name")
+    adapter: AdapterConfig | None = Field(None, description="train a LoRA adapter instead of all weights")
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field("float32", description="of the loaded weights")
+    attention: str | None = Field(None, description="attention implementation of families on the plain path")
+    disable_dropout: bool = Field(True, description="scores of policy and reference are comparable only without")
+    revision: str | None = Field(None, description="of a hub name")
+
+
+class ReferenceConfig(Section):
+    """What the policy is measured against, for methods with a reference."""
+
+    kind: Literal["auto", "store", "adapter_off", "frozen"] = Field(
+        "auto",
+        description="store: per-token log-probs on disk; adapter_off: the policy without its adapter; frozen: a copy. "
+        "auto takes adapter_off for adapters, else the store (text) or a copy (diffusion)",
+    )
+    path: str | None = Field(None, description="another model than the one that training starts from")
+
+
+class DenoisingConfig(Section):
+    """Diffusion only."""
+
+    resolution: int | None = Field(None, ge=8, description="of the training images; None: the model's own")
+    caption_dropout: Fraction = Field(0.2, description="share of pairs whose caption is emptied, so guidance keeps working")
+    random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
+    flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")
+    flow_shift: Positive | None = Field(None, description="time shift of flow models; None: the scheduler's own")
+
+
+class RolloutConfig(Section):
+    """Sampling inside online recipes."""
+
+    rounds: int = Field(3, ge=1, description="rounds of sample, judge, pair, train")
+    prompts_per_round: int = Field(256, ge=1)
+    samples_per_prompt: int = Field(4, ge=2)
+    max_new_tokens: int = Field(128, ge=1)
+    temperature: Positive = 1.0
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(64, ge=1)
+    reward: str | None = Field(None, description="module:function, file.py:function or a reward model's folder")
+    judge: str | None = Field(None, description="module:function or file.py:function comparing two answers")
+    reference: Literal["start", "round"] = Field("start", description="fixed, or moved to each round's start")
+
+
+# keys of transformers.TrainingArguments that would do nothing here, and what does their work
+WITHOUT_EFFECT = {
+    "output_dir": "set `output`",
+    "do_train": "the verb says it",
+    "do_eval": "set train.eval_strategy",
+    "do_predict": "use `prefopt eval`",
+    "label_smoothing_factor": "set method.label_smoothing",
+    "remove_unused_columns": "columns are chosen by what the method asks for",
+    "group_by_length": "batches are always formed by length",
+    "train_sampling_strategy": "batches are always formed by length",
+    "length_column_name": "batches are always formed by length",
+    "dataloader_drop_last": "every example is used; the last step is weighted by what it holds",
+    "resume_from_checkpoint": "a run resumes by itself when its output folder is given again",
+    "overwrite_output_dir": "nothing is ever overwritten; give another `output`",
+    "label_names": "prefopt batches have no labels column",
+    "prediction_loss_only": "evaluation reports metrics, not predictions",
+    "include_for_metrics": "evaluation reports metrics, not predictions",
+    "average_tokens_across_devices": "counts are always summed over processes",
+    "logging_nan_inf_filter": "a loss that is not finite stops the run",
+    "auto_find_batch_size": "set train.token_budget",
+    "neftune_noise_alpha": "noise on the policy alone would make the reference meaningless",
+    "include_num_input_tokens_seen": "tokens_per_second is always logged",
+    "past_index": "it is not used by preference training",
+    "hub_always_push": "push the finished folder",
+    "push_to_hub": "push the finished folder with huggingface-cli upload",
+    "save_only_model": "checkpoints must allow an exact resume",
+    "ignore_data_skip": "checkpoints must allow an exact resume",
+    "use_liger_kernel": "log-probs are fused here already",
+    "torch_compile": "packed batches change shape at every step",
+    "use_cpu_offload": "use a DeepSpeed or FSDP configuration",
+}
+OWN_TRAIN_KEYS = {"token_budget": 0}
+
+# what differs from transformers' defaults, and belongs to preference training
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 16,
+    "logging_steps": 10,
+    "save_steps": 500,
+    "save_total_limit": 2,
+    "report_to": "none",
+    "seed": 0,
+}
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    method: dict[str, Any]
+    model: ModelConfig
+    data: DataConfig
+    train: dict[str, Any] = Field(default_factory=dict)
+    reference: ReferenceConfig = Field(default_factory=ReferenceConfig)  # type: ignore[arg-type]
+    denoising: DenoisingConfig = Field(default_factory=DenoisingConfig)  # type: ignore[arg-type]
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)  # type: ignore[arg-type]
+    output: str
+
+    def given(self, section: str) -> set[str]:
+        """Keys of a section that the user set."""
+        if section not in self.model_fields_set:
+            return set()
+        value = getattr(self, section)
+        return set(value.model_fields_set if isinstance(value, BaseModel) else value)
+
+
+SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "reference": ReferenceConfig,
+    "denoising": DenoisingConfig,
+    "rollout": RolloutConfig,
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 5e-7 is a number (YAML 1.1 reads a text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override, read as YAML."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError:
+        return text
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as plain data."""
+    if not path.is_file():
+        raise PrefoptError(f"no configuration file {path}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise PrefoptError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(content, dict):
+        raise PrefoptError(f"{path} must hold sections (method, model, data, ...), it holds {type(content).__name__}")
+    return content
+
+
+def override(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`content` with `section.key=value` applied, later ones winning."""
+    content = {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise PrefoptError(f"'{item}' is not an override: write section.key=value, e.g. train.learning_rate=1e-6")
+        *sections, last = key.split(".")
+        if not sections and last != "output":
+            raise PrefoptError(f"'{key}' names no section{_suggest_section(last)}")
+        place = content
+        for i, name in enumerate(sections):
+            if name not in place or place[name] is None:
+                place[name] = {}
+            elif isinstance(place[name], str) and name == "method":
+                place[name] = {"name": place[name]}
+            if not isinstance(place[name], dict):
+                raise PrefoptError(f"{'.'.join(sections[: i + 1])} is a value, not a section: {item} cannot be set")
+            place = place[name]
+        place[last] = parse_value(text)
+    return content
+
+
+def make(content: Mapping[str, Any]) -> RunConfig:
+    """A validated configuration, or PrefoptError naming the key and the nearest valid name."""
+    content = dict(content)
+    for key in content:
+        if key not in RunConfig.model_fields:
+            raise PrefoptError(f"unknown section '{key}'{_closest(key, RunConfig.model_fields)}")
+    method = content.get("method")
+    content["method"] = {"name": method} if isinstance(method, str) else method
+    for key in ("method", "model", "data", "output"):
+        if content.get(key) in (None, {}):
+            raise PrefoptError(f"the configuration lacks `{key}`")
+    if not isinstance(content["method"], dict) or "name" not in content["method"]:
+        raise PrefoptError("method needs a `name`")
+    for key in ("model", "data"):
+        if isinstance(content[key], str):
+            content[key] = {"path": content[key]}
+    content["train"] = check_train(content.get("train") or {})
+    for name, kind in SECTIONS.items():
+        if content.get(name) is None:
+            content.pop(name, None)
+        elif not isinstance(content[name], dict):
+            raise PrefoptError(f"{name} must be a section of keys, it is {content[name]!r}")
+        else:
+            _refuse_unknown(name, content[name], kind)
+    try:
+        return RunConfig(**content)
+    except ValidationError as e:
+        raise PrefoptError(_in_words(e)) from None
+
+
+def check_train(train: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `train`: transformers.TrainingArguments' own, less those without effect here."""
+    known = {f.name for f in dataclasses.fields(TrainingArguments)} | set(OWN_TRAIN_KEYS)
+    if not isinstance(train, Mapping):
+        raise PrefoptError(f"train must be a section of keys, it is {train!r}")
+    for key, value in train.items():
+        if key in WITHOUT_EFFECT:
+            raise PrefoptError(f"train.{key} has no effect in prefopt: {WITHOUT_EFFECT[key]}")
+        if key not in known:
+            raise PrefoptError(f"unknown key 'train.{key}'{_closest(key, known - set(WITHOUT_EFFECT), 'train.')}")
+        _check_train_value(key, value)
+    return dict(train)
+
+
+def _check_train_value(key: str, value: Any) -> None:
+    """Plain types are checked here, because transformers reports them long after, or never."""
+    hint = typing.get_type_hints(TrainingArguments).get(key, int if key in OWN_TRAIN_KEYS else Any)
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    plain = {bool, int, float, str, type(None)}
+    if not set(allowed) <= plain:
+        return
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and float in allowed
+    if not numeric and type(value) not in allowed:
+        names = " or ".join(t.__name__ for t in allowed if t is not type(None))
+        raise PrefoptError(f"train.{key} = {value!r}: must be {names}")
+    positive = key in POSITIVE_TRAIN_KEYS
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and (value != value or (positive and value <= 0)):
+        raise PrefoptError(f"train.{key} = {value!r}: must be greater than 0")
+
+
+POSITIVE_TRAIN_KEYS = {
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "token_budget",
+    "save_total_limit",
+}
+
+
+def _refuse_unknown(section: str, content: Mapping[str, Any], kind: Any) -> None:
+    for key, value in content.items():
+        if key not in kind.model_fields:
+            raise PrefoptError(f"unknown key '{section}.{key}'{_closest(key, kind.model_fields, section + '.')}")
+        if kind is ModelConfig and key == "adapter" and isinstance(value, dict):
+            _refuse_unknown("model.adapter", value, AdapterConfig)
+
+
+def _closest(key: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, list(known), 1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{prefix}{close[0]}'?"
+    elsewhere = _suggest_section(key)
+    return elsewhere or f"; there are {', '.join(sorted(known))}" if len(list(known)) < 30 else elsewhere
+
+
+def _suggest_section(key: str) -> str:
+    """Where a key of this name lives."""
+    homes = {name: list(kind.model_fields) for name, kind in SECTIONS.items()}
+    homes["train"] = [f.name for f in dataclasses.fields(TrainingArguments)] + list(OWN_TRAIN_KEYS)
+    found = [f"{home}.{key}" for home, keys in homes.items() if key in keys and key not in WITHOUT_EFFECT]
+    if not found:
+        found = [f"{home}.{c}" for home, keys in homes.items() for c in difflib.get_close_matches(key, keys, 1, 0.8)]
+    return f"; did you mean '{found[0]}'?" if found else ": write section.key=value (method.beta=0.1)"
+
+
+def _in_words(e: ValidationError) -> str:
+    lines = []
+    for error in e.errors():
+        key = ".".join(str(x) for x in error["loc"] if not (isinstance(x, str) and x in ("str", "list[str]")))
+        given = "" if error["type"] == "missing" else f" = {error['input']!r}"
+        lines.append(f"{key or 'configuration'}{given}: {error['msg'].removeprefix('Value error, ')}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def dump(config: RunConfig) -> str:
+    """The effective configuration as YAML: every key with the value that it had."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

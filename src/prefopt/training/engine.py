@@ -1,0 +1,197 @@
+"""What a trainer does with a method: count first, so that one optimiser step is exact however it is cut."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrefoptError
+from ..objectives.loss import Loss, Term, Update
+from ..objectives.method import Method
+from ..objectives.responses import Responses
+from ..objectives.scores import Scores
+from ..scoring.base import Batch, Scored
+
+Reduce = Callable[[Tensor], Tensor]  # sum over processes
+Counts = Mapping[str, Tensor]  # term -> what it is divided by
+
+
+@dataclass
+class Plan:
+    """What is known about an optimiser step before its first forward with gradient."""
+
+    totals: dict[str, Tensor]  # term -> count over micro-batches and processes
+    statistics: dict[str, Tensor]  # name -> mean over the step (KTO's z0)
+    ready: list[tuple[Batch, Scored, Counts]]  # batches on the device, extras scored without gradient, own counts
+
+
+@dataclass(frozen=True)
+class Counting(Responses):
+    """Real annotations, made-up scores: tells counts and step-wide statistics."""
+
+    seen: dict[str, Tensor] = field(default_factory=dict)  # name -> [sum, number]
+
+    def _ask(self, kind: str, name: str, **spec: Any) -> Any:
+        if kind == "statistics":
+            values: Tensor = spec["values"]
+            self.seen[name] = torch.stack([values.sum(), values.new_full((), values.numel())])
+        return super()._ask(kind, name, **spec)
+
+
+def responses(
+    batch: Batch,
+    scored: Scored,
+    states: Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    statistics: Mapping[str, Tensor],
+) -> Responses:
+    """The batch as the method sees it."""
+    extras = {name: Responses(scores=scores) for name, scores in scored.items() if name != "responses"}
+    return Responses(scored["responses"], batch.notes, extras, states, modules, statistics)
+
+
+def made_up(batch: Batch, needs: Mapping[str, Any], known: Scored) -> dict[str, dict[str, Scores]]:
+    """Scores of the right shape for all that `needs` asks and is not `known` yet."""
+    asked = {"responses": needs} | {k.removeprefix("extras:"): s.get("asked", {}) for k, s in needs.items() if "extras:" in k}
+    scores: dict[str, dict[str, Scores]] = {}
+    for row_set, count in batch.counts().items():
+        names = {k.removeprefix("scores:") for k in asked.get(row_set, {}) if k.startswith("scores:")}
+        made = {name: Scores(torch.full_like(count, -1.0, dtype=torch.float32), count.float()) for name in names}
+        scores[row_set] = made | dict(known.get(row_set, {}))
+    return scores
+
+
+def plan(
+    method: Method,
+    needs: Mapping[str, Any],
+    batches: Iterable[tuple[Batch, Scored]],
+    states: Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    reduce: Reduce = lambda x: x,
+) -> Plan:
+    """Count every micro-batch of this process and sum over processes: one reduction an optimiser step."""
+    ready: list[tuple[Batch, Scored, Counts]] = []
+    sums: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+    for batch, known in batches:
+        r = responses(batch, made_up(batch, needs, known), states, modules, {})
+        counting = Counting(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)})
+        with torch.no_grad():
+            loss = method(counting)
+        counts = {k: t.count.float() for k, t in loss.terms.items()}
+        ready.append((batch, known, counts))
+        weight = 0.0 if batch.filler else 1.0
+        sums = {k: sums.get(k, 0.0) + weight * n for k, n in counts.items()}
+        seen = {k: seen.get(k, 0.0) + weight * x.float() for k, x in counting.seen.items()}
+    if not ready:
+        return Plan({}, {}, [])
+    device = next(iter(sums.values())).device
+    flat = torch.cat([torch.stack(list(sums.values())), *[x.to(device) for x in seen.values()]])
+    flat = reduce(flat)
+    totals = dict(zip(sums, flat[: len(sums)], strict=True))
+    means = flat[len(sums) :].view(-1, 2)
+    statistics = {k: m[0] / m[1].clamp(min=1) for k, m in zip(seen, means, strict=True)}
+    return Plan(totals, statistics, ready)
+
+
+def part(method: Method, loss: Loss, totals: Counts, counts: Counts | None = None) -> Tensor:
+    """This micro-batch's share of the step's loss: backward of it, summed over micro-batches, is exact.
+
+    `counts`: check that no count depends on scores (a comparison of tensors: on the first step only).
+    """
+    if counts is not None:
+        for name, term in loss.terms.items():
+            if name not in counts or not torch.equal(term.count.float(), counts[name]):
+                raise PrefoptError(
+                    f"{method.name}: the term '{name}' is averaged over something that depends on scores; "
+                    "use r.step_mean for that"
+                )
+    return torch.stack([t.values.sum() / totals[k].clamp(min=1) for k, t in loss.terms.items()]).sum()
+
+
+class States:
+    """The method's state: read before a step, summed over micro-batches, advanced once after it."""
+
+    def __init__(self, values: dict[str, Tensor] | None = None):
+        self.values: dict[str, Tensor] = values or {}
+        self._pending: dict[str, Update] = {}
+
+    def collect(self, updates: Mapping[str, Update], weight: float = 1.0) -> None:
+        for name, u in updates.items():
+            old = self._pending.get(name)
+            total, count = u.sum.detach() * weight, u.count.detach() * weight
+            if old is not None:
+                total, count = old.sum + total, old.count + count
+            self._pending[name] = Update(total, count, u.advance)
+
+    def advance(self, reduce: Reduce = lambda x: x) -> None:
+        for name in sorted(self._pending):
+            u = self._pending[name]
+            self.values[name] = u.advance(self.values[name], reduce(u.sum), reduce(u.count)).detach()
+        self._pending = {}
+
+
+class Meter:
+    """Metrics as (sum, count) tensors on the device: nothing is read back before the log step."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor | Term], weight: float = 1.0) -> None:
+        for name, value in values.items():
+            if isinstance(value, Term):
+                pair = torch.stack([value.values.detach().sum().float(), value.count.float()])
+            else:
+                v = value.detach().float()
+                pair = torch.stack([v.sum(), v.new_full((), v.numel())])
+            self._sums[name] = self._sums.get(name, 0.0) + weight * pair
+
+    def flush(self, reduce: Reduce = lambda x: x) -> dict[str, float]:
+        """Means over everything added on all processes since the last flush: one reduction, one read."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        table = reduce(torch.stack([self._sums[n] for n in names])).tolist()
+        self._sums = {}
+        return {n: total / count for n, (total, count) in zip(names, table, strict=True) if count > 0}
+
+
+def measures(r: Responses, loss: Loss) -> dict[str, Tensor | Term]:
+    """The metrics that people know by name, from the rewards of a loss and the policy's scores."""
+    out: dict[str, Tensor | Term] = dict(loss.metrics)
+    out |= {f"health/{k}": v for k, v in loss.health.items()}
+    policy = r.scores.get("policy")
+    if "pairs" in r.notes:
+        pairs = r.notes["pairs"]
+        chosen, rejected = pairs[:, 0], pairs[:, 1]
+        if policy is not None:
+            total, length = policy.sum().detach(), policy.length
+            out |= {"logps/chosen": total[chosen], "logps/rejected": total[rejected]}
+            out |= {"lengths/chosen": length[chosen], "lengths/rejected": length[rejected]}
+        if isinstance(loss.rewards, Tensor):
+            out |= _preferred(loss.rewards[chosen], loss.rewards[rejected])
+    if isinstance(loss.rewards, tuple):
+        out |= _preferred(*loss.rewards)
+    elif loss.rewards is not None and "label" in r.notes:
+        good = r.notes["label"].float()
+        rewards = loss.rewards.detach()
+        out["rewards/chosen"] = Term(rewards * good, good.sum(), "responses")
+        out["rewards/rejected"] = Term(rewards * (1 - good), (1 - good).sum(), "responses")
+    return out
+
+
+def _preferred(w: Tensor, l: Tensor) -> dict[str, Tensor | Term]:
+    w, l = w.detach(), l.detach()
+    if len(w) != len(l):  # two sides of unpaired rows
+        return {"rewards/chosen": w, "rewards/rejected": l}
+    return {
+        "rewards/chosen": w,
+        "rewards/rejected": l,
+        "rewards/margins": w - l,
+        "rewards/accuracies": (w > l).float(),
+    }

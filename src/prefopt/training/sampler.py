@@ -1,0 +1,148 @@
+"""Which examples make an optimiser step, and how a step is dealt into micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import PrefoptError
+from ..scoring.base import Batch, Draw
+from .task import Examples
+
+
+class Slot(NamedTuple):
+    """A place in a micro-batch. `filler`: the example is there only to keep processes in step."""
+
+    index: int
+    epoch: int
+    filler: bool = False
+
+
+class StepSampler(Sampler[list[Slot]]):
+    """Deals every optimiser step of `per_step` examples into `world * micro` micro-batches of this process's share.
+
+    A step is cut, sorted by length, into slices of about equal cost: so little is padded, processes wait little for
+    each other, and what a step contains does not depend on how it is computed. The last step of an epoch may be
+    smaller; micro-batches that get nothing hold a filler of weight zero.
+    """
+
+    def __init__(
+        self,
+        costs: np.ndarray,
+        per_step: int,
+        micro: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
+        self.costs, self.per_step, self.micro, self.rank, self.world = costs, per_step, micro, rank, world
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.costs) // self.per_step) * self.micro
+
+    def steps(self, epoch: int) -> Iterator[np.ndarray]:
+        """The examples of every step of an epoch, the same on every process."""
+        n = len(self.costs)
+        order = np.random.default_rng((self.seed, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        yield from (order[i : i + self.per_step] for i in range(0, n, self.per_step))
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        for step in self.steps(self.epoch):
+            share = deal(step, self.costs, self.world * self.micro)[self.rank :: self.world]
+            for part in share:
+                if len(part):
+                    yield [Slot(int(i), self.epoch) for i in part]
+                else:
+                    yield [Slot(int(step[0]), self.epoch, filler=True)]
+
+
+def deal(step: np.ndarray, costs: np.ndarray, parts: int) -> list[np.ndarray]:
+    """`step` sorted by cost and cut into `parts` slices of about equal total cost (none empty if there are enough)."""
+    order = step[np.argsort(costs[step], kind="stable")]
+    if len(order) <= parts:
+        return [order[i : i + 1] for i in range(parts)]
+    ends = np.cumsum(costs[order])
+    middle = (ends - costs[order] / 2) / ends[-1]
+    cuts = np.searchsorted(middle, np.arange(1, parts) / parts)
+    for i in range(parts - 1):  # at least one example a slice
+        cuts[i] = min(max(cuts[i], i + 1, cuts[i - 1] + 1 if i else 0), len(order) - (parts - 1 - i))
+    return np.split(order, cuts)
+
+
+def micro_batches(costs: np.ndarray, per_step: int, budget: int, world: int, seed: int, epochs: int) -> int:
+    """The fewest micro-batches a step for which no micro-batch of these epochs exceeds `budget` (cost of one example
+    excepted)."""
+    sampler = StepSampler(costs, per_step, seed=seed)
+    steps = [s for epoch in range(epochs) for s in sampler.steps(epoch)]
+    for micro in range(1, -(-per_step // world) + 1):
+        heaviest = max(costs[p].sum() if len(p) > 1 else 0 for s in steps for p in deal(s, costs, world * micro))
+        if heaviest <= budget:
+            return micro
+    return -(-per_step // world)
+
+
+class Drawn(Dataset[tuple[Draw, bool]]):
+    """A data set that answers slots, or plain numbers.
+
+    Partners are fixed by the seed, not by the step: so mismatched completions are the same whatever the batching, and
+    their reference log-probs can be stored like all others.
+    """
+
+    def __init__(self, examples: Examples, partners: bool = False, seed: int = 0):
+        if partners and len(examples) < 2:
+            raise PrefoptError(
+                "this method compares each row with the completion of another row: the data has only "
+                f"{len(examples)} usable row(s), at least 2 are needed"
+            )
+        self.examples, self.partner = examples, None
+        if partners:
+            order = np.random.default_rng((seed, 1)).permutation(len(examples))
+            self.partner = np.empty_like(order)
+            self.partner[order] = np.roll(order, -1)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def draw(self, index: int, epoch: int = 0) -> Draw:
+        partner = None if self.partner is None else self.examples[int(self.partner[index])]
+        return Draw(self.examples[index], epoch, partner)
+
+    def __getitem__(self, slot: Slot) -> tuple[Draw, bool]:
+        return self.draw(slot.index, slot.epoch), slot.filler
+
+
+class StepLoader(DataLoader[Batch]):
+    """Batches of a StepSampler; `set_epoch` is how transformers.Trainer announces an epoch."""
+
+    def __init__(
+        self,
+        examples: Drawn,
+        sampler: StepSampler,
+        collate: Callable[[Sequence[Draw]], Batch],
+        workers: int = 0,
+    ):
+        def batch(items: list[tuple[Draw, bool]]) -> Batch:
+            made = collate([draw for draw, _ in items])
+            made.filler = items[0][1]
+            return made
+
+        super().__init__(
+            examples,
+            batch_sampler=sampler,
+            collate_fn=batch,
+            num_workers=workers,
+            generator=torch.Generator(),  # its own: iterating must not advance the run's random state
+        )
+        self.sampler_of_steps = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler_of_steps.set_epoch(epoch)

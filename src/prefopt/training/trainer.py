@@ -1,0 +1,285 @@
+"""The one trainer: transformers.Trainer, with the step counted before it is computed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from ..errors import PrefoptError
+from ..objectives.method import Method
+from ..objectives.responses import Responses
+from ..scoring.base import Batch, Scored
+from . import checkpoints
+from .engine import Meter, Plan, States, measures, part, plan, responses
+from .sampler import Drawn, StepLoader, StepSampler
+from .task import Examples, Task
+
+# how far policy and reference may differ per token before the first step: rounding of one forward against another
+START_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+START_TOLERANCE_HALF = 0.1
+
+
+class Trainer(transformers.Trainer):
+    """Trains any method on any modality.
+
+    A micro-batch's loss is `part(method(responses))`: sums divided by counts of the whole optimiser step over all
+    processes, so 1 x 16, 4 x 4 and 16 x 1 (batch x accumulation), on one process or several, are one step.
+    """
+
+    def __init__(self, task: Task, method: Method, args: transformers.TrainingArguments, examples_per_step: int):
+        self.task, self.method, self.scorer = task, method, task.scorer
+        self.needs = method.needs()
+        self.examples_per_step = examples_per_step
+        self.method_states, self.method_modules = States(), nn.ModuleDict()
+        self.meters = {"train": Meter(), "eval": Meter()}
+        self._tokens, self._since = 0, time.monotonic()
+        self._keep = args.save_total_limit
+        args.save_total_limit = None  # rotated here, after a checkpoint is known to be whole
+        super().__init__(
+            model=task.model,
+            args=args,
+            train_dataset=task.train,
+            eval_dataset=task.eval,
+            processing_class=task.processing_class,
+            data_collator=lambda x: x,
+            callbacks=[_AfterStep(self), _MetricsFile()],
+        )
+        self.loss_is_scaled_for_ga = True  # `part` divides by counts of the whole step
+        self._initialise_method()
+
+    # ---- data
+
+    def get_train_dataloader(self) -> StepLoader:
+        a = self.args
+        sampler = self._sampler(self.task.train, self.examples_per_step, a.gradient_accumulation_steps, shuffle=True)
+        return self._loader(self.task.train, sampler)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
+        examples = self.task.eval if eval_dataset is None else eval_dataset
+        per_step = self.args.per_device_eval_batch_size * self.args.world_size
+        return self._loader(examples, self._sampler(examples, per_step, 1, shuffle=False))
+
+    def _sampler(self, examples: Examples, per_step: int, micro: int, shuffle: bool) -> StepSampler:
+        a = self.args
+        seed = a.data_seed if a.data_seed is not None else a.seed
+        return StepSampler(examples.tokens, per_step, micro, a.process_index, a.world_size, seed, shuffle)
+
+    def _loader(self, examples: Examples, sampler: StepSampler) -> StepLoader:
+        drawn = Drawn(examples, "extras:mismatched" in self.needs, sampler.seed)
+        return StepLoader(drawn, sampler, self.scorer.collate, self.args.dataloader_num_workers)
+
+    def num_examples(self, dataloader: Any) -> int:
+        return len(dataloader.dataset)
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        # transformers multiplies batch by accumulation; with a token budget a step's size is what it was told
+        values = list(super().set_initial_training_values(args, dataloader))
+        values[4] = self.examples_per_step
+        return tuple(values)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """All micro-batches of a step, on the device, counted, with extras that carry no gradient scored."""
+        batches = [b.to(device) for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._tokens += sum(int(n) for n in (getattr(b, "size", 0) for b in batches))
+        made = plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum)
+        return made.ready, made
+
+    def _with_extras(self, batches: list[Batch]) -> Iterator[tuple[Batch, Scored]]:
+        for batch in batches:
+            yield batch, self._score(self.model_wrapped, batch, grad=False) if self._step_wide else {}
+
+    @property
+    def _step_wide(self) -> bool:
+        """Does the method need scores of the whole step before the first backward?"""
+        return any(k.startswith("statistics:") for k in self.needs)
+
+    def _score(self, model: nn.Module, batch: Batch, grad: bool) -> Scored:
+        with self.compute_loss_context_manager(), torch.set_grad_enabled(grad):
+            return self.scorer.score(model, batch, self.needs, grad)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return inputs  # on the device since get_batch_samples
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers' estimate assumes that every position is computed; --dry-run prints ours
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        pass
+
+    # ---- the step
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        (batch, extras, counts), step = inputs, num_items_in_batch
+        first = self.state.global_step == self._initial_global_step
+        weight = 0.0 if batch.filler else 1.0
+        r, loss = self._run(model, batch, extras, step)
+        if first or self._watching:
+            self._check_start(r)
+        share = part(self.method, loss, step.totals, counts if first else None)
+        self.meters["train"].add(measures(r, loss), weight)
+        self.method_states.collect(loss.updates, weight)
+        return share * (weight * self.args.world_size)  # DDP takes the mean over processes, we want the sum
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:  # the method's own parameters are outside what DDP wraps
+            for p in self.method_modules.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad = self._sum(p.grad) / self.args.world_size
+        return loss
+
+    def _run(self, model: nn.Module, batch: Batch, extras: Scored, step: Plan) -> tuple[Responses, Any]:
+        with_grad = self.scorer.score(model, batch, self.needs, grad=True)
+        scored = {k: {**with_grad.get(k, {}), **extras.get(k, {})} for k in {**with_grad, **extras}}
+        r = responses(batch, scored, *self._owned(), step.statistics)
+        return r, self.method(r)
+
+    def _owned(self) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+        return self.method_states.values, {k.replace("|", "/"): m for k, m in self.method_modules.items()}
+
+    def _sum(self, x: Tensor) -> Tensor:
+        return self.accelerator.reduce(x.to(self.args.device), "sum") if self.args.world_size > 1 else x
+
+    def _initialise_method(self) -> None:
+        """States and parameters of the method, made from one batch of real data, before the optimiser exists."""
+        if not any(k.startswith(("states:", "modules:")) for k in self.needs):
+            return
+        batch = next(iter(self._loader(self.task.train, self._sampler(self.task.train, 2, 1, shuffle=False))))
+        batch = batch.to(self.args.device)
+        with torch.no_grad():
+            extras = self._score(self.model, batch, grad=False)
+            scored = {**self.scorer.score(self.model, batch, self.needs, grad=True), **extras}
+        torch.manual_seed(self.args.seed)
+        made = self.method.init(responses(batch, scored, {}, {}, {}))
+        self.method_states.values = {k: v.to(self.args.device) for k, v in made.states.items()}
+        for k, m in made.modules.items():
+            self.method_modules[k.replace("/", "|")] = m.to(self.args.device)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if own := list(self.method_modules.parameters()):
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        return optimizer
+
+    # ---- what must hold
+
+    _initial_global_step = 0
+    _watching = True  # until the policy has been seen to move
+
+    def _check_start(self, r: Responses) -> None:
+        """Before the first update the policy is the reference; after it, it is not (a wrong reference shows here)."""
+        if "reference" not in r.scores or not self.task.record.get("reference_is_start") or "policy" not in r.scores:
+            self._watching = False
+            return
+        gap = (r.scores["policy"].values.detach() - r.scores["reference"].values).abs()
+        gap = (gap / r.scores["policy"].count.clamp(min=1)).max().item()
+        if self.state.global_step == 0:
+            half = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
+            tolerance = START_TOLERANCE_HALF if half else START_TOLERANCE.get(r.scores["policy"].values.dtype, 1e-3)
+            if not gap <= tolerance:
+                raise PrefoptError(
+                    f"before the first step policy and reference differ by {gap:.3g} per element (tolerance {tolerance:g}): "
+                    "the reference is not the starting model, or the model computes at random (dropout, noise)"
+                )
+        elif self.lr_scheduler.get_last_lr()[0] > 0 and self.state.global_step > self._initial_global_step + 1:
+            self._watching = False
+            if gap == 0:
+                raise PrefoptError(
+                    "two steps in, the policy still equals its reference exactly: nothing is trained "
+                    "(is the learning rate zero, or everything frozen?)"
+                )
+
+    # ---- logs, evaluation
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self.meters["train"].flush(self._sum)
+            tokens = self._sum(torch.tensor(float(self._tokens))).item()
+            logs["tokens_per_second"] = round(tokens / max(time.monotonic() - self._since, 1e-9), 1)
+            self._tokens, self._since = 0, time.monotonic()
+            if not all(map(_finite, (logs["loss"], logs.get("grad_norm", 0.0)))):
+                raise PrefoptError(
+                    f"step {self.state.global_step}: the loss or its gradient is no longer finite. Lower "
+                    "train.learning_rate, or raise the method's beta; the last checkpoint is sound"
+                )
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **options: Any) -> EvalLoopOutput:
+        """Every example once: sums and counts over processes, so that an uneven last batch weighs what it is."""
+        prefix = options.get("metric_key_prefix", "eval")
+        model = self.accelerator.prepare_model(self.model, evaluation_mode=True) if not self.is_in_train else self.model_wrapped
+        model.eval()
+        meter, terms = self.meters["eval"], Meter()
+        for batch in dataloader:
+            batch = batch.to(self.args.device)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                step = plan(self.method, self.needs, self._with_extras([batch]), *self._owned(), self._sum)
+                r, loss = self._run(model, batch, step.ready[0][1], step)
+            weight = 0.0 if batch.filler else 1.0
+            meter.add(measures(r, loss), weight)
+            terms.add(loss.terms, weight)
+        found = terms.flush(self._sum)
+        metrics = {"loss": sum(found.values())} | meter.flush(self._sum)
+        named = {f"{prefix}_{k}": v for k, v in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(dataloader.dataset))
+
+    # ---- checkpoints: whole or not there
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            checkpoints.save_method(folder, self.method_states.values, self.method_modules)
+            checkpoints.mark_whole(folder)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(self.args.output_dir, save_total_limit=self._keep, best_model_checkpoint=best)
+        self.accelerator.wait_for_everyone()
+
+    def restore_method(self, folder: Path) -> None:
+        """The method's state and parameters as they were at a checkpoint."""
+        self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if isinstance(self.model, (transformers.PreTrainedModel, PeftModel)):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:  # a network of diffusers, with or without an adapter inside
+            checkpoints.save_trainable(self.model, Path(output_dir or self.args.output_dir), state_dict)
+
+
+class _AfterStep(transformers.TrainerCallback):
+    """Advances the method's state once an optimiser step."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.method_states.advance(self.trainer._sum)
+
+
+class _MetricsFile(transformers.TrainerCallback):
+    """metrics.jsonl in the run folder: one line a log, rewritten from the checkpoint when a run goes on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
+            (Path(args.output_dir) / "metrics.jsonl").write_text(rows)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            with (Path(args.output_dir) / "metrics.jsonl").open("a") as f:
+                f.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def _finite(x: float) -> bool:
+    return x == x and abs(x) != float("inf")
