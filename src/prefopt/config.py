@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -12,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import TrainingArguments
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .data.config import DataConfig
 from .errors import PrefoptError
@@ -44,6 +44,11 @@ class ModelConfig(Section):
     attention: str | None = Field(None, description="attention implementation of families on the plain path")
     disable_dropout: bool = Field(True, description="scores of policy and reference are comparable only without")
     revision: str | None = Field(None, description="of a hub name")
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def _bare_adapter(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
 
 
 class ReferenceConfig(Section):
@@ -113,7 +118,7 @@ WITHOUT_EFFECT = {
     "torch_compile": "packed batches change shape at every step",
     "use_cpu_offload": "use a DeepSpeed or FSDP configuration",
 }
-OWN_TRAIN_KEYS = {"token_budget": 0}
+OWN_TRAIN_KEYS = {"token_budget": int}
 
 # what differs from transformers' defaults, and belongs to preference training
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -158,6 +163,9 @@ SECTIONS: dict[str, Any] = {
     "denoising": DenoisingConfig,
     "rollout": RolloutConfig,
 }
+
+
+SHORTHAND = {"method": "name", "model": "path", "data": "path"}  # `data: pairs.jsonl` means data.path
 
 
 class _Loader(yaml.SafeLoader):
@@ -206,8 +214,8 @@ def override(content: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
         for i, name in enumerate(sections):
             if name not in place or place[name] is None:
                 place[name] = {}
-            elif isinstance(place[name], str) and name == "method":
-                place[name] = {"name": place[name]}
+            elif isinstance(place[name], str) and i == 0 and name in SHORTHAND:
+                place[name] = {SHORTHAND[name]: place[name]}
             if not isinstance(place[name], dict):
                 raise PrefoptError(f"{'.'.join(sections[: i + 1])} is a value, not a section: {item} cannot be set")
             place = place[name]
@@ -221,16 +229,14 @@ def make(content: Mapping[str, Any]) -> RunConfig:
     for key in content:
         if key not in RunConfig.model_fields:
             raise PrefoptError(f"unknown section '{key}'{_closest(key, RunConfig.model_fields)}")
-    method = content.get("method")
-    content["method"] = {"name": method} if isinstance(method, str) else method
+    for key, name in SHORTHAND.items():
+        if isinstance(content.get(key), str):
+            content[key] = {name: content[key]}
     for key in ("method", "model", "data", "output"):
         if content.get(key) in (None, {}):
             raise PrefoptError(f"the configuration lacks `{key}`")
     if not isinstance(content["method"], dict) or "name" not in content["method"]:
         raise PrefoptError("method needs a `name`")
-    for key in ("model", "data"):
-        if isinstance(content[key], str):
-            content[key] = {"path": content[key]}
     content["train"] = check_train(content.get("train") or {})
     for name, kind in SECTIONS.items():
         if content.get(name) is None:
@@ -247,7 +253,7 @@ def make(content: Mapping[str, Any]) -> RunConfig:
 
 def check_train(train: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of `train`: transformers.TrainingArguments' own, less those without effect here."""
-    known = {f.name for f in dataclasses.fields(TrainingArguments)} | set(OWN_TRAIN_KEYS)
+    known = set(_train_types())
     if not isinstance(train, Mapping):
         raise PrefoptError(f"train must be a section of keys, it is {train!r}")
     for key, value in train.items():
@@ -259,9 +265,18 @@ def check_train(train: Mapping[str, Any]) -> dict[str, Any]:
     return dict(train)
 
 
+@functools.cache
+def _train_types() -> dict[str, Any]:
+    """Every key of `train` and its type. (Imported late: transformers takes seconds.)"""
+    from transformers import TrainingArguments
+
+    hints = typing.get_type_hints(TrainingArguments)
+    return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments)} | OWN_TRAIN_KEYS
+
+
 def _check_train_value(key: str, value: Any) -> None:
     """Plain types are checked here, because transformers reports them long after, or never."""
-    hint = typing.get_type_hints(TrainingArguments).get(key, int if key in OWN_TRAIN_KEYS else Any)
+    hint = _train_types()[key]
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
     plain = {bool, int, float, str, type(None)}
     if not set(allowed) <= plain:
@@ -299,13 +314,15 @@ def _closest(key: str, known: Iterable[str], prefix: str = "") -> str:
     if close:
         return f"; did you mean '{prefix}{close[0]}'?"
     elsewhere = _suggest_section(key)
-    return elsewhere or f"; there are {', '.join(sorted(known))}" if len(list(known)) < 30 else elsewhere
+    if elsewhere.startswith("; did") or len(list(known)) > 40:
+        return elsewhere
+    return f"; there are {', '.join(sorted(known))}"
 
 
 def _suggest_section(key: str) -> str:
     """Where a key of this name lives."""
     homes = {name: list(kind.model_fields) for name, kind in SECTIONS.items()}
-    homes["train"] = [f.name for f in dataclasses.fields(TrainingArguments)] + list(OWN_TRAIN_KEYS)
+    homes["train"] = list(_train_types())
     found = [f"{home}.{key}" for home, keys in homes.items() if key in keys and key not in WITHOUT_EFFECT]
     if not found:
         found = [f"{home}.{c}" for home, keys in homes.items() for c in difflib.get_close_matches(key, keys, 1, 0.8)]

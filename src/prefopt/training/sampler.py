@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -132,8 +133,7 @@ class StepLoader(DataLoader[Batch]):
     ):
         def batch(items: list[tuple[Draw, bool]]) -> Batch:
             made = collate([draw for draw, _ in items])
-            made.filler = items[0][1]
-            return made
+            return replace(made, filler=True) if items[0][1] else made  # type: ignore[type-var]
 
         super().__init__(
             examples,

@@ -80,11 +80,8 @@ class Trainer(transformers.Trainer):
     def num_examples(self, dataloader: Any) -> int:
         return len(dataloader.dataset)
 
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        # transformers multiplies batch by accumulation; with a token budget a step's size is what it was told
-        values = list(super().set_initial_training_values(args, dataloader))
-        values[4] = self.examples_per_step
-        return tuple(values)
+    def get_total_train_batch_size(self, args: Any) -> int:
+        return self.examples_per_step  # a step's size is what it was told, however a token budget cuts it
 
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """All micro-batches of a step, on the device, counted, with extras that carry no gradient scored."""

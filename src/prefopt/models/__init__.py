@@ -1,0 +1,1 @@
+"""Loading models, making them trainable, and saving them in the plain libraries' formats."""
