@@ -1,0 +1,119 @@
+"""Images out of what rows hold: paths, bytes, base64, PIL images, and the {bytes, path} of `datasets`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.data.fields import Unreadable, short
+from prefopt.errors import PrefoptError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 64 * 1024 * 1024
+"""Larger images are refused: they are decompression bombs or mistakes, and no diffusion model takes them."""
+
+
+def load_image(value: Any, *, base: Path = Path(), file: str = "", row: int = 0) -> Image:
+    """The image, decoded, as PIL RGB (transparency over white, EXIF rotation applied).
+
+    Relative paths start from `base`. Raises PrefoptError with file and row for what is missing, corrupt or larger
+    than `MAX_PIXELS`.
+    """
+    try:
+        return _rgb(_open(value, base))
+    except Unreadable as error:
+        raise PrefoptError(f"{file} row {row}: {error}. Mend or remove the row") from error
+
+
+def check_image(value: Any, base: Path = Path()) -> tuple[int, int]:
+    """Width and height, from the image's head alone. Raises Unreadable."""
+    return _open(value, base).size
+
+
+def is_image(value: Any) -> bool:
+    """Whether a response is an image: bytes, a PIL image, {bytes, path}, or text that names an image file."""
+    if isinstance(value, (bytes, bytearray)):
+        return True
+    if isinstance(value, Mapping):
+        return "bytes" in value or "path" in value
+    if isinstance(value, (str, Path)):
+        text = str(value)
+        return text.startswith("data:image/") or (len(text) < 4096 and "\n" not in text
+                                                  and Path(text).suffix.lower() in IMAGE_SUFFIXES)
+    return hasattr(value, "convert") and hasattr(value, "size")
+
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+def _open(value: Any, base: Path) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, Image.Image):
+        return _sized(value, "image")
+    source, name = _source(value, base)
+    try:
+        return _sized(Image.open(source), name)
+    except Image.DecompressionBombError as error:
+        raise Unreadable(f"{name} is too large ({error})", "image") from error
+    except FileNotFoundError as error:
+        raise Unreadable(f"{name} does not exist", "image") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise Unreadable(f"{name} cannot be decoded as an image ({error})", "image") from error
+
+
+def _source(value: Any, base: Path) -> tuple[Any, str]:
+    """What PIL opens, and its name for messages."""
+    if isinstance(value, Mapping):
+        name = f"image {short(value.get('path') or 'bytes')}"
+        if value.get("bytes") is not None:
+            source, _ = _source(value["bytes"], base)
+            return source, name
+        if value.get("path"):
+            return _source(value["path"], base)
+        raise Unreadable("image has neither bytes nor a path", "image")
+    if isinstance(value, (bytes, bytearray)):
+        return io.BytesIO(value), "image bytes"
+    if isinstance(value, str) and value.startswith("data:image/"):
+        return _decoded(value.partition(",")[2])
+    if isinstance(value, (str, Path)):
+        if not str(value).strip():
+            raise Unreadable("image path is empty", "image")
+        if len(str(value)) > 4096:  # no path is so long: bytes that went through JSON
+            return _decoded(str(value))
+        return base / Path(value).expanduser(), f"image {value}"
+    raise Unreadable(f"image is {type(value).__name__}, expected a path, bytes or a PIL image", "image")
+
+
+def _decoded(text: str) -> tuple[Any, str]:
+    try:
+        return io.BytesIO(base64.b64decode(text, validate=True)), "base64 image"
+    except binascii.Error as error:
+        raise Unreadable(f"image is no valid base64 ({error})", "image") from error
+
+
+def _sized(image: Image, name: str) -> Image:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted", "image")
+    return image
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image as pil
+    from PIL import ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unreadable(f"image cannot be decoded ({error})", "image") from error

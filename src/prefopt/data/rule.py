@@ -1,0 +1,187 @@
+"""The one rule for rows: what cannot be read stops a run, what teaches nothing is dropped, counted and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prefopt.data.config import DataConfig
+from prefopt.data.example import Example, Message, axes
+from prefopt.data.fields import TeachesNothing, Unreadable
+from prefopt.data.messages import said
+from prefopt.data.pairing import keep_responses, pair_up, to_labelled
+from prefopt.data.readers import Row
+from prefopt.errors import PrefoptError
+
+LISTED = 20
+"""Rows that are named per reason; the rest is counted."""
+
+EMPTY_ANSWER = "an empty answer"
+EMPTY_PROMPT = "an empty prompt"
+IDENTICAL = "identical answers"
+TIE = "a tie"
+
+
+@dataclass
+class Ledger:
+    """What became of the rows: how many were read, which could not be, which were dropped and why."""
+
+    rows: int = 0
+    unreadable: list[tuple[str, int, str]] = field(default_factory=list)  # the first LISTED
+    unreadable_count: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> "file row N", the first LISTED
+    dropped_counts: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def row(self, row: Row | Example) -> Iterator[None]:
+        """Takes down what happens to one row."""
+        try:
+            yield
+        except Unreadable as error:
+            self.unreadable_count += 1
+            if len(self.unreadable) < LISTED:
+                self.unreadable.append((row.file, row.row, str(error)))
+        except TeachesNothing as error:
+            reason = str(error)
+            self.dropped_counts[reason] = self.dropped_counts.get(reason, 0) + 1
+            listed = self.dropped.setdefault(reason, [])
+            if len(listed) < LISTED:
+                listed.append(f"{row.file} row {row.row}")
+
+    @property
+    def dropped_count(self) -> int:
+        return sum(self.dropped_counts.values())
+
+    def stop_if_unreadable(self) -> None:
+        """Raises PrefoptError with the numbers of the rows that cannot be read."""
+        if not self.unreadable_count:
+            return
+        lines = [f"  {file} row {row}: {why}" for file, row, why in self.unreadable]
+        more = self.unreadable_count - len(lines)
+        if more:
+            lines.append(f"  and {more} more")
+        raise PrefoptError(
+            f"{self.unreadable_count} of {self.rows} rows cannot be read as what they claim to be:\n" + "\n".join(lines)
+            + "\nMend or remove them (prefopt data check lists every finding), or map columns with data.columns")
+
+    def stop_if_too_many_dropped(self, limit: float) -> None:
+        """Raises PrefoptError where more than this share of the rows was dropped, or all of them."""
+        share = self.dropped_count / max(1, self.rows)
+        if share <= limit and self.dropped_count < self.rows:
+            return
+        lines = [f"  {self.dropped_counts[reason]} x {reason}: {', '.join(rows[:5])}"
+                 + (", ..." if self.dropped_counts[reason] > 5 else "") for reason, rows in self.dropped.items()]
+        raise PrefoptError(
+            f"{self.dropped_count} of {self.rows} rows teach nothing ({share:.1%}, data.max_dropped allows {limit:.1%}):\n"
+            + "\n".join(lines) + "\nMend the data, or raise data.max_dropped if this is as it should be")
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for the record of a run."""
+        return {"rows": self.rows, "kept": self.rows - self.unreadable_count - self.dropped_count,
+                "dropped": {reason: {"count": count, "rows": self.dropped[reason]}
+                            for reason, count in self.dropped_counts.items()}}
+
+
+def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
+    """The example as a method with these needs takes it; see `prepare_text` for their names.
+
+    Raises Unreadable where it lacks what the method needs, TeachesNothing where nothing is left to learn.
+    """
+    prompt = example.prompt if isinstance(example.prompt, str) else "".join(map(content, example.prompt))
+    if not prompt.strip() and not example.images:
+        raise TeachesNothing(EMPTY_PROMPT)
+    if "prompts" in needs:
+        return example
+    if not example.responses:
+        raise Unreadable("has a prompt and no response", "missing")
+    pairwise = any(n.startswith("pairs") for n in needs) or "label" in needs
+    if pairwise and (len(example.responses) > 1 or example.pairs):
+        example = pair_up(example, config)
+    example = _without_lessonless(example, config, needs)
+    if "label" in needs:
+        example = to_labelled(example)
+    _check_kind(example, needs)
+    for note in needs - {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts"}:
+        if note not in example.notes and note != "step_index":
+            raise Unreadable(f"has no {note!r}, which the method needs", "missing")
+    if "step_index" in needs and example.steps is None:
+        raise Unreadable("has no 'steps', which the method needs", "missing")
+    if "gold" in needs:
+        if example.gold is None:
+            raise Unreadable("has no 'gold', which the method needs", "missing")
+        if is_empty(example.gold):
+            raise TeachesNothing(EMPTY_ANSWER)
+    return example
+
+
+def _check_kind(example: Example, needs: frozenset[str]) -> None:
+    if "pairs" in needs and not example.pairs:
+        kind = "an unpaired response with a label" if "label" in example.notes else "a single response"
+        raise Unreadable(f"is {kind}, and the method compares pairs: use a method for unpaired data (kto), or give pairs",
+                         "missing")
+    if needs & {"label", "pairs|label"} and not example.pairs and "label" not in example.notes:
+        raise Unreadable("is a response without 'label', and the method needs desirable and undesirable ones", "missing")
+
+
+def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
+    """Leaves out empty responses, pairs of identical ones and ties, and responses in no pair."""
+    filled = [i for i, r in enumerate(example.responses) if not is_empty(r)]
+    was_paired = bool(example.pairs)
+    if was_paired:
+        soft = "label_probability" in config.use or "label_probability" in needs
+        probability = example.notes.get("label_probability")
+        alive, reason = [], EMPTY_ANSWER
+        for number, (better, worse) in enumerate(example.pairs):
+            if better not in filled or worse not in filled:
+                reason = EMPTY_ANSWER
+            elif same(example.responses[better], example.responses[worse]):
+                reason = IDENTICAL
+            elif not soft and probability is not None and probability[number] == 0.5:
+                reason = TIE
+            else:
+                alive.append(number)
+        if not alive:
+            raise TeachesNothing(reason)
+        example = _keep_pairs(example, alive)
+        if needs & {"score", "rank"} or any(n.startswith("scores/") for n in needs):
+            return keep_responses(example, filled)
+        return keep_responses(example, sorted({i for p in example.pairs for i in p}))
+    if not filled:
+        raise TeachesNothing(EMPTY_ANSWER)
+    if len(example.responses) > 1 and any(n.startswith("pairs") or n == "label" for n in needs):
+        raise TeachesNothing(TIE)
+    return keep_responses(example, filled)
+
+
+def _keep_pairs(example: Example, alive: list[int]) -> Example:
+    if len(alive) == len(example.pairs):
+        return example
+    notes = {n: [v[i] for i in alive] if axes(n) == "P" and len(v) == len(example.pairs) else v
+             for n, v in example.notes.items()}
+    return replace(example, pairs=tuple(example.pairs[i] for i in alive), notes=notes)
+
+
+def content(message: Message) -> str:
+    """What a message says, thinking and calls included, as one text."""
+    calls = "".join(str(c) for c in message.get("tool_calls") or ())
+    return said(message) + (message.get("reasoning_content") or "") + calls
+
+
+def is_empty(response: Any) -> bool:
+    """No text in an assistant's last turn, or no text at all; images are never empty."""
+    if isinstance(response, str):
+        return not response.strip()
+    if isinstance(response, list):
+        return not response or not content(response[-1]).strip()
+    return False
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal texts, up to white space around them, or equal bytes."""
+    if isinstance(first, str) and isinstance(second, str):
+        return first.strip() == second.strip()
+    if isinstance(first, list) and isinstance(second, list):
+        return [(m["role"], content(m).strip()) for m in first] == [(m["role"], content(m).strip()) for m in second]
+    return type(first) is type(second) and bool(first == second)
