@@ -1,0 +1,205 @@
+"""The scoring entry: a forward that lives inside the model, so that every wrapper (DDP, FSDP, PEFT, accelerate,
+DeepSpeed) stands before it as before any forward."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrefoptError
+from . import families
+from .batch import Rows
+from .kernel import NUMBERS, Head, Reference, token_numbers
+from .tree import Tree
+
+log = logging.getLogger(__name__)
+Want = Mapping[str, Iterable[str]] | Iterable[str]
+"""Row set -> what is asked of it, or the same for all: "logps", "entropy", "token_kl", "reward", "hidden"."""
+_told: set[str] = set()
+
+
+def install(model: nn.Module) -> nn.Module:
+    """Give a causal language model (or a sequence classifier with one label) its scoring entry.
+
+    `model(tree=, rows={name: Rows}, want=, reference={name: Reference})` then answers {name: {want: [R, T]}} (reward:
+    [R, 1]; hidden: [K, H] of the scored tokens). Called without `tree` the model behaves as before. Wrappers and
+    adapters may be put around the model, or into it, before or after.
+    """
+    inner = core(model)
+    if "tree_packed" in vars(inner):
+        return model
+    if inner.config.is_encoder_decoder:
+        raise PrefoptError(f"{type(inner).__name__} is an encoder-decoder: text methods train decoder-only models")
+    inner.tree_packed = families.packs(inner.config)
+    if inner.tree_packed:
+        families.see_trees(inner.config)
+    elif inner.config.model_type not in _told:
+        _told.add(inner.config.model_type)
+        log.warning(
+            "family '%s' is not among those proven for packed trees: every response is computed with its own "
+            "copy of the prompt, padded. Results are the same, steps take longer",
+            inner.config.model_type,
+        )
+    inner.forward = MethodType(_forward, inner)
+    for linear in _linears(inner.get_output_embeddings()):
+        linear.forward = MethodType(_head_forward, linear)
+    return model
+
+
+def core(model: nn.Module) -> nn.Module:
+    """The transformers model inside its wrappers."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _forward(
+    self: Any,
+    *args: Any,
+    tree: Tree | None = None,
+    rows: Mapping[str, Rows] | None = None,
+    want: Want = ("logps",),
+    reference: Mapping[str, Reference] | None = None,
+    **kwargs: Any,
+) -> Any:
+    if tree is None:
+        return type(self).forward(self, *args, **kwargs)
+    asked = {name: tuple(want[name] if isinstance(want, Mapping) else want) for name in rows}
+    hidden, place = (_packed if self.tree_packed else _padded)(self, tree)
+    out: dict[str, dict[str, Tensor]] = {name: {} for name in rows}
+    for name, r in rows.items():
+        if "reward" in asked[name]:
+            out[name]["reward"] = _score(self, hidden[place(r.last, r.path)])
+        if "hidden" in asked[name]:
+            out[name]["hidden"] = hidden[_scored(r, place)]
+    numbers = {name: tuple(n for n in NUMBERS if n in wanted) for name, wanted in asked.items()}
+    for wanted in {n: None for n in numbers.values() if n}:
+        group = {name: rows[name] for name in rows if numbers[name] == wanted}
+        found = _numbers(self, hidden, place, group, wanted, reference or {})
+        for name, values in found.items():
+            out[name] |= values
+    return out
+
+
+Place = Callable[[Tensor, Tensor], Tensor]  # (positions in the packed row, paths) -> positions in `hidden`
+
+
+def _packed(self: Any, tree: Tree) -> tuple[Tensor, Place]:
+    """Last hidden states [N, H] of the packed row. The mask of ones only keeps transformers from guessing where
+    documents begin, for which it would wait for the device."""
+    with families.seeing(tree):
+        out = self.base_model(
+            input_ids=tree.input_ids,
+            attention_mask=torch.ones_like(tree.input_ids),
+            position_ids=tree.position_ids,
+            use_cache=False,
+        )
+    return out.last_hidden_state[0], lambda at, path: at
+
+
+def _padded(self: Any, tree: Tree) -> tuple[Tensor, Place]:
+    """Last hidden states [B * L, H] with every branch in a padded row of its own."""
+    index, mask = tree.paths()
+    ids = tree.input_ids[0][index] * mask
+    hidden = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    width, position = index.shape[1], tree.position_ids[0]
+    return hidden.flatten(0, 1), lambda at, path: path * width + position[at]
+
+
+def _scored(r: Rows, place: Place) -> Tensor:
+    """[K] where the hidden states of the scored tokens lie."""
+    path = r.path[:, None].expand_as(r.at)
+    return place(r.at.flatten()[r.index], path.flatten()[r.index])
+
+
+def _numbers(
+    self: Any,
+    hidden: Tensor,
+    place: Place,
+    rows: Mapping[str, Rows],
+    want: tuple[str, ...],
+    reference: Mapping[str, Reference],
+) -> dict[str, dict[str, Tensor]]:
+    """One pass of the head over the scored tokens of all row sets."""
+    at = torch.cat([_scored(r, place) for r in rows.values()])
+    targets = torch.cat([r.target.flatten()[r.index] for r in rows.values()])
+    told = Reference.join([reference[name] for name in rows]) if "token_kl" in want else None
+    values = _with_head(self, hidden[at], targets, want, told)
+    sizes = [len(r.index) for r in rows.values()]
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in rows}
+    for number, flat in values.items():
+        for (name, r), part in zip(rows.items(), flat.split(sizes), strict=True):
+            found[name][number] = r.spread(part)
+    return found
+
+
+def _with_head(
+    self: Any, hidden: Tensor, targets: Tensor, want: tuple[str, ...], told: Reference | None
+) -> dict[str, Tensor]:
+    """Through the head as a module, so that whoever shards or offloads its weight brings it in."""
+    module = self.get_output_embeddings()
+    if module is None:
+        raise PrefoptError(f"{type(self).__name__} has no language-model head; this method needs log-probabilities")
+
+    def score(hidden: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> dict[str, Tensor]:
+        head = _head(self, weight, bias)
+        against = told
+        if told is not None and told.head is None:
+            against = Reference(told.hidden, _head(self, weight if base is None else base, bias).detach())
+        return token_numbers(hidden, head, targets, want, against)
+
+    if hasattr(module, "lora_A"):
+        return score(hidden, _merged(module), module.base_layer.bias, module.base_layer.weight)
+    return module(hidden, score=score)
+
+
+def _head(self: Any, weight: Tensor, bias: Tensor | None) -> Head:
+    return Head(weight, bias, families.logit_scale(self.config), families.logit_cap(self.config))
+
+
+def head_of(model: nn.Module) -> Head:
+    """The head of a model that is whole on this device (a frozen reference)."""
+    inner = core(model)
+    module: Any = inner.get_output_embeddings()
+    return _head(inner, module.weight, module.bias).detach()
+
+
+def _head_forward(self: nn.Module, hidden: Tensor, score: Callable[..., Any] | None = None) -> Any:
+    return type(self).forward(self, hidden) if score is None else score(hidden, self.weight, self.bias)
+
+
+def _linears(head: nn.Module | None) -> list[nn.Module]:
+    """The layers that hold a head's weight; more than one where an adapter library keeps a trained copy."""
+    found = [m for m in head.modules() if isinstance(m, nn.Linear)] if head is not None else []
+    if head is not None and not found:
+        raise PrefoptError(
+            f"the head is a {type(head).__name__}, not a linear layer: its log-probabilities are not supported"
+        )
+    return found
+
+
+def _merged(module: Any) -> Tensor:
+    """Weight of a head with LoRA, the deltas added."""
+    if any(getattr(d, "p", 0.0) > 0 for d in module.lora_dropout.values()) or any(module.use_dora.values()):
+        raise PrefoptError(
+            "an adapter with dropout or DoRA on the output head is not supported: take the head out of target_modules"
+        )
+    weight = module.base_layer.weight
+    if not module.merged and not module.disable_adapters:
+        weight = weight + sum(module.get_delta_weight(name) for name in module.active_adapters if name in module.lora_A)
+    return weight
+
+
+def _score(self: Any, hidden: Tensor) -> Tensor:
+    """[R, 1] the scalar head of a sequence classifier with one label."""
+    score = getattr(self, "score", None)
+    if score is None or getattr(self.config, "num_labels", 0) != 1:
+        raise PrefoptError(
+            f"{type(self).__name__} has no scalar head; a reward model is a sequence classifier with num_labels=1"
+        )
+    return score(hidden.to(next(score.parameters()).dtype)).float()

@@ -1,0 +1,143 @@
+"""Model families: attention that sees the packed tree, and how each family's head makes logits.
+
+A dense mask given to a transformers model *replaces* the mask that it would have made: sliding windows would be lost
+silently. So an attention implementation of our own is registered instead, with the mask function that transformers
+hands to it for each layer type. That function speaks of positions (causal, within a window, ...): asked with the
+positions of the tree, and restricted to prompt and own branch, it gives the exact mask of that layer type.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .tree import Tree
+
+PACKED = frozenset(
+    """llama qwen2 qwen3 mistral gemma gemma2 gemma3_text phi3 olmo2 mixtral qwen3_moe gpt2 gpt_neox opt
+    granite cohere smollm3 stablelm""".split()
+)
+"""Families (config.model_type) whose packed log-probs and gradients a test proves equal to the padded ones."""
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # frequencies depend on the longest row of a batch
+PREFIX = "prefopt_"  # of the attention implementation that stands before the one the model was loaded with
+_tree: ContextVar[Tree | None] = ContextVar("tree", default=None)
+
+
+def packs(config: PretrainedConfig) -> bool:
+    """Whether the packed layout is proven for this model; if not it takes the plain padded path."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {r.get("rope_type") for r in (rope, *rope.values()) if isinstance(r, dict)}
+    return config.model_type in PACKED and not kinds.intersection(LENGTH_DEPENDENT_ROPE)
+
+
+def logit_scale(config: PretrainedConfig) -> float:
+    """The factor on head outputs: Cohere multiplies, Granite divides."""
+    if config.model_type.startswith("granite"):
+        return 1.0 / getattr(config, "logits_scaling", 1.0)
+    return float(getattr(config, "logit_scale", None) or 1.0)
+
+
+def logit_cap(config: PretrainedConfig) -> float | None:
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def see_trees(config: PretrainedConfig) -> None:
+    """Put tree attention before the implementation that `config` names; without a tree it hands everything on.
+
+    The name stays for good: a layer that is recomputed for gradient checkpointing runs in the backward pass.
+    """
+    plain = config._attn_implementation or "eager"
+    if plain.startswith(PREFIX):
+        return
+    AttentionInterface.register(PREFIX + plain, partial(_attend, plain))
+    AttentionMaskInterface.register(PREFIX + plain, partial(_mask, plain))
+    config._attn_implementation = PREFIX + plain
+
+
+@contextlib.contextmanager
+def seeing(tree: Tree) -> Iterator[None]:
+    """Models called inside make their masks for `tree`."""
+    token = _tree.set(tree)
+    try:
+        yield
+    finally:
+        _tree.reset(token)
+
+
+class TreeMask:
+    """What travels through a model in the place of an attention mask (so a recomputed layer finds it too)."""
+
+    def __init__(self, tree: Tree, allowed: Callable[..., Tensor]):
+        self.tree, self.allowed = tree, allowed
+        self.lengths = [s.length for s in tree.segments]
+        self._made: dict[torch.dtype, list[Tensor]] = {}
+
+    def additive(self, dtype: torch.dtype) -> list[Tensor]:
+        """For each tree a mask [U, U]: 0 where a query sees a key, -inf elsewhere. Made once for all layers of a type."""
+        if dtype not in self._made:
+            positions, branches = (x[0].split(self.lengths) for x in (self.tree.position_ids, self.tree.branch))
+            self._made[dtype] = [self._one(p, b, dtype) for p, b in zip(positions, branches, strict=True)]
+        return self._made[dtype]
+
+    def _one(self, position: Tensor, branch: Tensor, dtype: torch.dtype) -> Tensor:
+        kin = (branch[None] == 0) | (branch[None] == branch[:, None])
+        seen = kin & self.allowed(0, 0, position[:, None], position[None])
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
+def _mask(plain: str, **kwargs: Any) -> Any:
+    tree = _tree.get()
+    if tree is not None:
+        return TreeMask(tree, kwargs["mask_function"])
+    return ALL_MASK_ATTENTION_FUNCTIONS[plain](**kwargs) if plain in ALL_MASK_ATTENTION_FUNCTIONS else None
+
+
+def _attend(
+    plain: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    if not isinstance(mask, TreeMask):
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(plain, eager)(module, query, key, value, mask, *args, **kwargs)
+    return tree_attention(query, key, value, mask, *args, **kwargs), None
+
+
+def tree_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: TreeMask,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """query [1, heads, N, D], key and value [1, groups, N, D] -> [1, N, heads, D], tree by tree."""
+    parts = zip(*(x.split(mask.lengths, 2) for x in (query, key, value)), mask.additive(query.dtype), strict=True)
+    if softcap is not None:
+        seen = [_capped(q, k, v, m, dropout, scaling or q.shape[-1] ** -0.5, softcap) for q, k, v, m in parts]
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        seen = [
+            F.scaled_dot_product_attention(q, k, v, m, dropout, scale=scaling, enable_gqa=grouped)
+            for q, k, v, m in parts
+        ]
+    return torch.cat([x.transpose(1, 2) for x in seen], 1)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float, scaling: float, cap: float) -> Tensor:
+    """Attention scores through cap * tanh(score / cap), as Gemma 2 has them."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    scores = torch.tanh(q @ k.transpose(2, 3) * (scaling / cap)) * cap + mask
+    return F.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), dropout) @ v

@@ -1,0 +1,268 @@
+"""What a policy is measured against: always an object with an identity, never "whatever the model is now"."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import PrefoptError
+from ..objectives.scores import Scores
+from .base import Draw
+from .batch import TextBatch
+from .entry import core, head_of, install
+from .identity import identity_of
+from .kernel import Reference
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceModel(Protocol):
+    """Log-probabilities of a fixed model, without gradient."""
+
+    identity: str  # hash of the weights that it was made from
+    runs: bool  # it can be computed in the step, so it can give whole distributions (exact KL) and score new text
+
+    def scores(self, model: nn.Module, batch: TextBatch, row_set: str) -> Scores: ...
+    def scores_of(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Scores]: ...
+    def states(
+        self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]
+    ) -> dict[str, Reference]: ...  # for token_kl
+
+
+class DrawSet(Protocol):
+    """A data set as the trainer draws from it."""
+
+    examples: Any  # with .tokens [n]: what each example costs
+
+    def __len__(self) -> int: ...
+    def draw(self, index: int, epoch: int = 0) -> Draw: ...
+
+
+class StoredReference:
+    """Per-token log-probs from the store: the default. The reference model itself is not in memory in training.
+
+    autocast: the dtype that forwards run under, if any (values differ by its rounding, so it is in the identity).
+    """
+
+    runs = False
+
+    def __init__(self, model: nn.Module, folder: Path | None = None, autocast: torch.dtype | None = None):
+        self.identity = identity_of(model, autocast)
+        self.autocast = autocast
+        self.store = Store(self.identity, folder)
+
+    def prepare(
+        self,
+        model: nn.Module,
+        collate: Callable[[Sequence[Draw]], TextBatch],
+        sets: Sequence[DrawSet],
+        tokens: int = 16384,
+        progress: bool = True,
+    ) -> int:
+        """Fill the store with everything that `sets` will ask for, in batches of `tokens`, longest first.
+
+        `model` is the reference, before training. Processes share the work, and the store. Returns how many
+        examples this process computed. Raises PrefoptError if other processes' results are not in the store.
+        """
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        quiet = not progress or rank > 0
+        todo = self._todo(collate, sets, quiet)
+        mine = _in_step(_by_tokens(todo, tokens), rank, world)
+        done = 0
+        with (
+            _as_it_is(model),
+            tqdm(total=sum(map(len, mine)), desc="reference log-probs", unit="ex", disable=quiet or not mine) as bar,
+        ):
+            for part in mine:
+                self._compute(model, collate([sets[s].draw(i) for _, s, i in part]))
+                done += len(part)
+                bar.update(len(part))
+        if world > 1:
+            dist.barrier()
+            if self._todo(collate, sets, True):
+                raise PrefoptError(
+                    f"{self.store.path}: other processes' reference log-probs are not in this store; "
+                    "set PREFOPT_CACHE to a folder that all machines share"
+                )
+        return done
+
+    def _todo(
+        self, collate: Callable[..., TextBatch], sets: Sequence[DrawSet], quiet: bool
+    ) -> list[tuple[int, int, int]]:
+        """(cost, set, index) of the examples of which anything is missing."""
+        wanted: list[tuple[int, int, int, list[str]]] = []
+        for s, draws in enumerate(sets):
+            costs = draws.examples.tokens
+            for i in tqdm(range(len(draws)), desc="looking up the reference", unit="ex", delay=2, disable=quiet):
+                batch = collate([draws.draw(i)])
+                parts = (batch, *batch.apart.values())
+                wanted.append((int(costs[i]), s, i, [key for p in parts for keys in p.keys.values() for key in keys]))
+        missing = self.store.missing(key for *_, keys in wanted for key in keys)
+        return [(cost, s, i) for cost, s, i, keys in wanted if missing.intersection(keys)]
+
+    def _compute(self, model: nn.Module, batch: TextBatch) -> None:
+        device = next(model.parameters()).device
+        for part in (batch, *batch.apart.values()):
+            part = part.to(device)
+            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                answers = model(tree=part.layout, rows=part.rows, want=("logps",))
+            for name, rows in part.rows.items():
+                values = answers[name]["logps"].float().cpu().numpy()
+                found = zip(part.keys[name], values, rows.lengths, strict=True)
+                self.store.put({key: v[:n] for key, v, n in found})
+
+    def scores(self, model: nn.Module, batch: TextBatch, row_set: str) -> Scores:
+        return self.scores_of(model, batch, [row_set])[row_set]
+
+    def scores_of(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Scores]:
+        found = self.store.get(key for name in row_sets for key in batch.keys[name])
+        out = {}
+        for name in row_sets:
+            rows, keys = batch.rows[name], batch.keys[name]
+            if absent := sum(key not in found for key in keys):
+                raise PrefoptError(
+                    f"{self.store.path}: {absent} of {len(keys)} reference log-probs of a batch ('{name}') are not in the "
+                    "store; prepare it with this data first, or use reference.kind = frozen"
+                )
+            values = np.zeros(tuple(rows.mask.shape), dtype=np.float32)
+            for r, key in enumerate(keys):
+                values[r, : len(found[key])] = found[key]
+            device = rows.mask.device
+            out[name] = Scores(torch.from_numpy(values).to(device, non_blocking=True), rows.mask.float())
+        return out
+
+    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
+        raise PrefoptError(
+            "the exact KL needs the reference's whole distributions, the store holds log-probs of tokens: "
+            "set reference.kind = frozen, or train an adapter"
+        )
+
+
+class _Running:
+    """References that compute in the step."""
+
+    runs = True
+
+    def scores(self, model: nn.Module, batch: TextBatch, row_set: str) -> Scores:
+        return self.scores_of(model, batch, [row_set])[row_set]
+
+    def scores_of(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Scores]:
+        answers = self._run(model, batch, row_sets, "logps")
+        return {name: Scores(answers[name]["logps"], batch.rows[name].mask.float()) for name in row_sets}
+
+    @torch.no_grad()
+    def _run(
+        self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str], want: str
+    ) -> Mapping[str, Mapping[str, Tensor]]:
+        return model(tree=batch.layout, rows={name: batch.rows[name] for name in row_sets}, want=(want,))
+
+
+class AdapterOffReference(_Running):
+    """The policy with its adapter switched off: no second copy of the weights."""
+
+    def __init__(self, model: nn.Module):
+        if why := adapter_off_obstacle(model):
+            raise PrefoptError(
+                f"the policy without its adapter cannot be the reference: {why}; set reference.kind = store"
+            )
+        self.identity = identity_of(model)
+
+    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
+        answers = self._run(model, batch, row_sets, "hidden")
+        return {name: Reference(answers[name]["hidden"], None) for name in row_sets}
+
+    def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
+        # PEFT's own disable_adapter() also switches requires_grad of the adapter; its flag alone is what forwards read
+        layers = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+        before = [m._disable_adapters for m in layers]
+        try:
+            for m in layers:
+                m._disable_adapters = True
+            return super()._run(model, *asked)
+        finally:
+            for m, off in zip(layers, before, strict=True):
+                m._disable_adapters = off
+
+
+class FrozenReference(_Running):
+    """A model of its own, in memory: the last resort, and the way to another model than the starting one."""
+
+    def __init__(self, model: nn.Module):
+        """`model` is kept as it is; `FrozenReference.copy_of` copies the policy."""
+        self.model = install(model).eval().requires_grad_(False)
+        self.identity = identity_of(model)
+
+    @classmethod
+    def copy_of(cls, policy: nn.Module) -> FrozenReference:
+        return cls(copy.deepcopy(policy))
+
+    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
+        answers = self._run(model, batch, row_sets, "hidden")
+        return {name: Reference(answers[name]["hidden"], head_of(self.model)) for name in row_sets}
+
+    def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
+        return super()._run(self.model, *asked)
+
+
+def adapter_off_obstacle(model: nn.Module) -> str | None:
+    """Why switching the adapter off would not give the starting policy; None if it does."""
+    if not hasattr(core(model), "peft_config") and not any(hasattr(m, "_disable_adapters") for m in model.modules()):
+        return "the model has no adapter"
+    layers = {id(p) for m in model.modules() if hasattr(m, "lora_A") for n, p in m.named_parameters() if "lora_" in n}
+    if others := [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in layers]:
+        return f"'{others[0]}' trains too, and is no LoRA weight"
+    if not idle_adapter(model):
+        return "the adapter has been trained before, so the model without it is not the start"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:
+            return f"the dropout '{name}' of the base model is active"
+        if getattr(module, "neftune_noise_alpha", None):
+            return f"'{name}' adds noise to embeddings (NEFTune)"
+    if rate := getattr(core(model).config, "attention_dropout", 0.0):
+        return f"the base model drops attention weights (attention_dropout = {rate})"
+    return None
+
+
+@contextlib.contextmanager
+def _as_it_is(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; each module's own mode comes back."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _by_tokens(todo: Sequence[tuple[int, int, int]], tokens: int) -> list[list[tuple[int, int, int]]]:
+    """Batches of similar length, at most `tokens` each, the heaviest first: memory runs out at once or never."""
+    batches: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for item in sorted(todo, reverse=True):
+        if item[0] > room or not batches:
+            batches.append([])
+            room = tokens
+        batches[-1].append(item)
+        room -= item[0]
+    return batches
+
+
+def _in_step(batches: list[list[tuple[int, int, int]]], rank: int, world: int) -> list[list[tuple[int, int, int]]]:
+    """This process's batches, equally many on all (sharded models compute together): the last ones come twice."""
+    if not batches:
+        return []
+    rounds = -(-len(batches) // world)
+    return [batches[(i * world + rank) % len(batches)] for i in range(rounds)]

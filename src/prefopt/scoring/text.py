@@ -1,0 +1,107 @@
+"""The scorer of text: collates trees, and answers a method's questions with one forward for each layout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import PrefoptError
+from ..objectives.scores import Scores
+from .base import Needs
+from .batch import EXTRAS, Collator, TextBatch
+from .entry import core, install
+from .reference import ReferenceModel
+
+__all__ = ["TextBatch", "TextScorer", "core", "install"]
+
+NUMBER_OF = {"policy": "logps", "entropy": "entropy", "token_kl": "token_kl", "reward": "reward"}
+"""Score name -> what the scoring entry calls it."""
+
+
+class TextScorer:
+    """Scores text batches with a model that `install` prepared.
+
+    needs: of the method (`Method.needs()`), or just which extras to collate. reference: None where the method has
+    none. notes: annotations that the data holds, for `offers`.
+    """
+
+    def __init__(
+        self,
+        needs: Needs | Iterable[str] = (),
+        reference: ReferenceModel | None = None,
+        notes: Iterable[str] = (),
+        reward: bool = False,
+    ):
+        extras = frozenset(key.removeprefix("extras:") for key in needs if key.startswith("extras:"))
+        self.reference, self.notes, self.reward = reference, tuple(notes), reward
+        self.collate = Collator(extras.intersection(EXTRAS))
+
+    def offers(self) -> set[str]:
+        scores = {"reward"} if self.reward else {"policy", "entropy"}
+        if self.reference is not None:
+            scores |= {"reference"} | ({"token_kl"} if self.reference.runs else set())
+        return (
+            {f"scores:{s}" for s in scores}
+            | {f"extras:{e}" for e in EXTRAS}
+            | {f"notes:{n}" for n in ("group", *self.notes)}
+        )
+
+    def score(
+        self, model: nn.Module, batch: TextBatch, needs: Needs, grad: bool = True
+    ) -> dict[str, dict[str, Scores]]:
+        """See `base.Scorer`: {"responses": {"policy": Scores, ...}, "prompt": ...}."""
+        asked = _asked(needs, grad)
+        found: dict[str, dict[str, Scores]] = {}
+        with contextlib.nullcontext() if grad else torch.no_grad():
+            here = {name: names for name, names in asked.items() if name in batch.rows}
+            found |= self._on(model, batch, here)
+            for name, other in batch.apart.items():
+                if name in asked:
+                    found[name] = self._on(model, other, {"responses": asked[name]})["responses"]
+        if absent := [name for name in asked if name not in found]:
+            raise PrefoptError(f"the batch was collated without '{absent[0]}'; it has {', '.join(found)}")
+        return found
+
+    def _on(self, model: nn.Module, batch: TextBatch, asked: Mapping[str, set[str]]) -> dict[str, dict[str, Scores]]:
+        """One forward over a layout for all row sets on it (and one of the reference, where it has to run)."""
+        referred = [name for name, names in asked.items() if "reference" in names]
+        compared = [name for name, names in asked.items() if "token_kl" in names]
+        told = self._reference().states(model, batch, compared) if compared else {}
+        want = {name: tuple(NUMBER_OF[n] for n in sorted(names) if n in NUMBER_OF) for name, names in asked.items()}
+        want = {name: w for name, w in want.items() if w}
+        found: dict[str, dict[str, Scores]] = {name: {} for name in asked}
+        if want:
+            rows = {name: batch.rows[name] for name in want}
+            values = model(tree=batch.layout, rows=rows, want=want, reference=told)
+            for name, answers in values.items():
+                count = batch.rows[name].mask.float()
+                for score, number in NUMBER_OF.items():
+                    if number in answers:
+                        x = answers[number]
+                        found[name][score] = Scores(x, count if x.shape == count.shape else torch.ones_like(x))
+        if referred:
+            for name, scores in self._reference().scores_of(model, batch, referred).items():
+                found[name]["reference"] = scores
+        return found
+
+    def _reference(self) -> ReferenceModel:
+        if self.reference is None:
+            raise PrefoptError("this method compares with a reference, and the scorer was made without one")
+        return self.reference
+
+
+def _asked(needs: Needs, grad: bool) -> dict[str, set[str]]:
+    """Row set -> score names wanted of it, for the pass with gradient or for the one without."""
+
+    def names(of: Mapping[str, Any]) -> set[str]:
+        return {key.removeprefix("scores:") for key in of if key.startswith("scores:")}
+
+    asked = {"responses": names(needs)} if grad else {}
+    for key, spec in needs.items():
+        if key.startswith("extras:") and bool(spec.get("grad")) == grad:
+            asked[key.removeprefix("extras:")] = names(spec.get("asked", {"scores:policy": {}}))
+    return {name: scores for name, scores in asked.items() if scores}
