@@ -36,13 +36,13 @@ def mark_whole(folder: Path) -> None:
     (folder / WHOLE).touch()
 
 
-def latest(output: Path) -> Path | None:
-    """The newest whole checkpoint; halves left by a killed run are removed."""
+def latest(output: Path, remove_halves: bool = True) -> Path | None:
+    """The newest whole checkpoint; halves left by a killed run are removed (by one process)."""
     found = sorted(output.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
-    for folder in found:
-        if not (folder / WHOLE).exists():
-            shutil.rmtree(folder)
-    whole = [p for p in found if p.exists()]
+    whole = [p for p in found if (p / WHOLE).exists()]
+    for half in set(found) - set(whole):
+        if remove_halves:
+            shutil.rmtree(half, ignore_errors=True)
     return whole[-1] if whole else None
 
 

@@ -1,0 +1,220 @@
+"""One training run, from a configuration to a finished folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from ..config import TRAIN_DEFAULTS, RunConfig
+from ..errors import PrefoptError
+from ..methods import load_file
+from ..models.text import model_kind
+from ..objectives.compose import annotated
+from ..objectives.method import Method, family
+from . import checkpoints
+from .estimate import Estimate, estimate
+from .folder import RunFolder
+from .sampler import micro_batches
+from .task import Task
+from .trainer import Trainer
+
+log = logging.getLogger("prefopt")
+
+ADAPTER_LEARNING_RATE = 5e-6
+TEXT_ONLY_DATA = ("max_length", "max_prompt_length", "truncation", "strings", "chat_template", "system", "thinking")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the run is and what it has come to: "finished", "was finished", or the estimate of a dry run."""
+
+    folder: Path
+    status: str
+    estimate: Estimate | None = None
+    record: dict[str, Any] | None = None
+
+
+def train(config: RunConfig, *, dry_run: bool = False, stop_after: int | None = None) -> Outcome:
+    """Train as configured; resumes if the output folder holds an unfinished run of the same configuration.
+
+    dry_run: prepare the data and say what would happen; nothing is written to the output folder.
+    stop_after: leave the run unfinished after this many steps more, as if it had been interrupted.
+    Raises PrefoptError before any training for every input that cannot be trained on.
+    """
+    method = make_method(config)
+    kind = model_kind(config.model.path)
+    refuse_without_effect(config, method, kind)
+    args = arguments(config)
+    folder = RunFolder(config.output)
+    if dry_run:
+        task, args, per_step = _prepared(config, method, kind, args)
+        return Outcome(folder.path, "dry run", estimate(task, args, per_step, _copies_reference(task)), task.record)
+    state = folder.claim(config)
+    try:
+        if state == "finished":
+            return Outcome(folder.path, "was finished", record=folder.record)
+        return _train(config, method, kind, args, folder, state, stop_after)
+    finally:
+        folder.release()
+
+
+def _train(
+    config: RunConfig,
+    method: Method,
+    kind: str,
+    args: TrainingArguments,
+    folder: RunFolder,
+    state: str,
+    stop_after: int | None,
+) -> Outcome:
+    task, args, per_step = _prepared(config, method, kind, args)
+    cost = estimate(task, args, per_step, _copies_reference(task))
+    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 3) + 1
+    folder.check_space(cost.checkpoint * kept + cost.parameters * 4)
+    record = {"method": method.record(), "modality": kind, **task.record}
+    if state == "unfinished":
+        _refuse_other_data(folder.record, task.record)
+    main = args.process_index == 0
+    if main:
+        folder.start(config, record)
+    with _words_for_a_full_disk(folder.path):
+        task.prepare()
+        trainer = Trainer(task, method, args, per_step)
+        if stop_after is not None:
+            trainer.add_callback(_StopAfter(stop_after))
+        resume = checkpoints.latest(folder.path, remove_halves=main) if state == "unfinished" else None
+        if resume is not None:
+            log.info("going on from %s", resume)
+            trainer.restore_method(resume)
+        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        if trainer.state.global_step < trainer.state.max_steps:
+            return Outcome(folder.path, "interrupted", cost, record)
+        if main:
+            task.save(trainer.accelerator.unwrap_model(trainer.model), folder.path)
+            trainer.state.save_to_json(str(folder.path / "trainer_state.json"))
+            folder.finish(steps=trainer.state.global_step)
+    return Outcome(folder.path, "finished", cost, folder.record)
+
+
+def make_method(config: RunConfig) -> Method:
+    """The configured method; a name that ends in .py is a file of the user's own."""
+    given = dict(config.method)
+    name = str(given.pop("name"))
+    kind = load_file(Path(name)) if name.endswith(".py") else family(name)
+    return annotated(kind(**given), config.data.use)
+
+
+def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
+    """Every key changes something for this method and this kind of model, or it is refused."""
+    needs = method.needs()
+    if config.given("reference") and "scores:reference" not in needs:
+        key = sorted(config.given("reference"))[0]
+        raise PrefoptError(f"reference.{key} has no effect: {method.name} uses no reference model")
+    if kind != "diffusion" and config.given("denoising"):
+        raise PrefoptError(f"denoising.{sorted(config.given('denoising'))[0]} has no effect on a text model")
+    if kind == "diffusion":
+        for key in TEXT_ONLY_DATA:
+            if key in config.given("data"):
+                raise PrefoptError(f"data.{key} has no effect on images")
+    if config.given("rollout"):
+        key = sorted(config.given("rollout"))[0]
+        raise PrefoptError(f"rollout.{key} has no effect: {method.name} trains offline; recipes such as online-dpo sample")
+    if "pairing" in config.given("data") and "notes:pairs" not in needs:
+        raise PrefoptError(f"data.pairing has no effect: {method.name} does not compare pairs")
+
+
+def arguments(config: RunConfig) -> TrainingArguments:
+    """transformers' arguments with prefopt's defaults; PrefoptError where they contradict each other."""
+    given = {k: v for k, v in config.train.items() if k != "token_budget"}
+    defaults = dict(TRAIN_DEFAULTS)
+    if config.model.adapter is not None:
+        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
+    if ("eval_steps" in given or config.data.eval_path or config.data.eval_fraction) and "eval_strategy" not in given:
+        defaults["eval_strategy"] = "steps" if "eval_steps" in given else "epoch"
+    fixed = {"output_dir": config.output, "remove_unused_columns": False, "logging_nan_inf_filter": False}
+    try:
+        args = TrainingArguments(**(defaults | given | fixed))
+    except (ValueError, TypeError, ImportError, OSError) as e:
+        raise PrefoptError(f"train: {str(e).splitlines()[0]}") from None
+    if args.eval_strategy != "no" and not (config.data.eval_path or config.data.eval_fraction):
+        raise PrefoptError("train.eval_strategy is set but there is no held-out data: set data.eval_path or data.eval_fraction")
+    return args
+
+
+def _prepared(
+    config: RunConfig, method: Method, kind: str, args: TrainingArguments
+) -> tuple[Task, TrainingArguments, int]:
+    """The task, and the arguments with the micro-batches that the token budget asks for."""
+    transformers.set_seed(args.seed)
+    with args.main_process_first(desc="preparing data"):
+        task = _task(config, method, kind)
+    unmet = method.missing(task.scorer.offers())
+    if unmet:
+        raise PrefoptError(f"{method.name} on a {kind} model with this data lacks: {', '.join(unmet)}")
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if budget := config.train.get("token_budget"):
+        epochs = 1 if args.max_steps > 0 else int(-(-args.num_train_epochs // 1))
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        micro = micro_batches(task.train.tokens, per_step, budget, args.world_size, seed, epochs)
+        args.gradient_accumulation_steps = micro
+    return task, args, per_step
+
+
+def _task(config: RunConfig, method: Method, kind: str) -> Task:
+    if kind == "diffusion":
+        from .diffusion_task import diffusion_task
+
+        return diffusion_task(config, method)
+    from .text_task import text_task
+
+    return text_task(config, method)
+
+
+def _copies_reference(task: Task) -> bool:
+    return task.record.get("reference", {}).get("kind") == "frozen"
+
+
+def _refuse_other_data(old: dict[str, Any], new: dict[str, Any]) -> None:
+    for what in ("data", "model"):
+        a, b = (r.get(what, {}).get("fingerprint") for r in (old, new))
+        if a is not None and a != b:
+            raise PrefoptError(
+                f"the {what} is not what this run was started with (fingerprint {b}, was {a}): "
+                "restore it, or give a new output folder"
+            )
+
+
+class _StopAfter(transformers.TrainerCallback):
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        self.steps -= 1
+        if self.steps <= 0:
+            control.should_training_stop = True
+            control.should_save = True
+        return control
+
+
+@contextlib.contextmanager
+def _words_for_a_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        raise PrefoptError(f"output {folder}: the disk is full. Make room and start again: the run goes on where it was") from e
+    except torch.OutOfMemoryError as e:
+        raise PrefoptError(
+            "the device is out of memory. Lower train.per_device_train_batch_size and raise "
+            "train.gradient_accumulation_steps, or set train.token_budget: the step stays the same"
+        ) from e
