@@ -21,7 +21,9 @@ from prefopt.evaluation.winrate import NO_JUDGMENT, win_rate
 
 def test_mean_by_hand():
     e = mean([1.0, 2.0, 3.0, 6.0])
-    assert e.value == 3 and e.n == 4 and not e.dropped
+    assert e.value == 3
+    assert e.n == 4
+    assert not e.dropped
     assert e.standard_error == pytest.approx(math.sqrt(14 / 3) / 2)
     assert e.interval == pytest.approx((3 - 1.959964 * e.standard_error, 3 + 1.959964 * e.standard_error))
 
@@ -34,14 +36,17 @@ def test_missing_values_are_dropped_and_counted():
 @pytest.mark.parametrize(("values", "value"), [([], math.nan), ([5.0], 5.0)])
 def test_too_few_values_have_no_error(values, value):
     e = mean(values)
-    assert e.n == len(values) and math.isnan(e.standard_error)
+    assert e.n == len(values)
+    assert math.isnan(e.standard_error)
     assert e.value == pytest.approx(value, nan_ok=True)
-    assert e.to_json()["se"] is None and e.to_json()["ci"] is None
+    assert e.to_json()["se"] is None
+    assert e.to_json()["ci"] is None
 
 
 def test_samples_of_one_prompt_count_once():
     e = mean([0.0, 2.0, 5.0, 7.0], groups=[4, 4, 9, 9])
-    assert e.n == 2 and e.value == 3.5
+    assert e.n == 2
+    assert e.value == 3.5
     assert e.standard_error == pytest.approx(np.std([1, 6], ddof=1) / math.sqrt(2))
     with pytest.raises(PrefoptError, match="one group per value"):
         mean([1.0, 2.0], groups=[1])
@@ -50,9 +55,12 @@ def test_samples_of_one_prompt_count_once():
 def test_paired_difference_removes_what_prompts_share():
     noise = np.random.default_rng(0).normal(size=200) * 10
     e = paired_difference(noise + 1.0, noise)
-    assert e.value == pytest.approx(1) and e.standard_error < 1e-6
+    assert e.value == pytest.approx(1)
+    assert e.standard_error < 1e-6
     lone = paired_difference([1.0, math.nan], [0.5, 0.0])
-    assert lone.n == 1 and lone.dropped == {NOT_FINITE: 1} and math.isnan(lone.interval[0])
+    assert lone.n == 1
+    assert lone.dropped == {NOT_FINITE: 1}
+    assert math.isnan(lone.interval[0])
     with pytest.raises(PrefoptError, match="equal numbers"):
         paired_difference([1.0], [])
 
@@ -62,7 +70,8 @@ def test_intervals_cover_about_95_percent():
     samples = draw.exponential(size=(300, 60))
     normal = np.mean([e.interval[0] <= 1 <= e.interval[1] for e in map(mean, samples)])
     boot = np.mean([low <= 1 <= high for low, high in (bootstrap_interval(s, 300) for s in samples)])
-    assert 0.89 < normal < 0.98 and 0.89 < boot < 0.98
+    assert 0.89 < normal < 0.98
+    assert 0.89 < boot < 0.98
 
 
 def test_wilson_against_published_values():
@@ -75,7 +84,9 @@ def test_wilson_against_published_values():
 
 def test_accuracy_counts_ties_half():
     e = accuracy([1.0, 2.0, 3.0, math.nan], [0.0, 2.0, 4.0, 0.0])
-    assert e.value == 0.5 and e.n == 3 and e.dropped == {NOT_FINITE: 1}
+    assert e.value == 0.5
+    assert e.n == 3
+    assert e.dropped == {NOT_FINITE: 1}
     assert 0 < e.interval[0] < 0.5 < e.interval[1] < 1
     assert margin([1.0, 2.0], [0.0, 4.0]).value == -0.5
     assert accuracy([], []).n == 0
@@ -101,7 +112,8 @@ def test_a_calibrated_simulator_has_no_calibration_error():
     gap = np.log(p / (1 - p)) * np.where(first_is_better, 1, -1)
     assert calibration_error(gap, np.zeros_like(gap)).value <= 0.01
     overconfident = calibration_error(5 * gap, np.zeros_like(gap))
-    assert overconfident.value > 0.1 and overconfident.interval[0] > 0.1
+    assert overconfident.value > 0.1
+    assert overconfident.interval[0] > 0.1
     assert math.isnan(calibration_error([], []).value)
 
 
@@ -112,7 +124,8 @@ def test_kl_estimators_are_unbiased_on_a_known_distribution():
     p, r = np.log(policy)[tokens], np.log(reference)[tokens]
     for estimator in (kl_k1, kl_k3):
         e = estimator(p, r)
-        assert abs(e.value - 4 * exact) < 4 * e.standard_error and e.n == 20_000
+        assert abs(e.value - 4 * exact) < 4 * e.standard_error
+        assert e.n == 20_000
     assert kl_k3(p, r).standard_error < kl_k1(p, r).standard_error
 
 
@@ -127,7 +140,8 @@ def test_kl_by_hand_and_ragged():
 
 def test_win_rate_of_a_judge_that_follows_the_position():
     w = win_rate([1.0] * 30, [0.0] * 30)
-    assert w.rate.value == 0.5 and (w.wins, w.ties, w.losses) == (0, 30, 0)
+    assert w.rate.value == 0.5
+    assert (w.wins, w.ties, w.losses) == (0, 30, 0)
     assert w.position_bias.value == 1
 
 
@@ -143,7 +157,8 @@ def test_win_rate_by_hand():
 
 def test_unanimous_win_rate_is_not_certain():
     w = win_rate([1.0] * 20, [1.0] * 20)
-    assert w.rate.value == 1 and w.rate.interval == pytest.approx((1 - 0.1611, 1.0), abs=1e-4)
+    assert w.rate.value == 1
+    assert w.rate.interval == pytest.approx((1 - 0.1611, 1.0), abs=1e-4)
     assert win_rate([], []).rate.n == 0
 
 
@@ -157,7 +172,8 @@ def test_win_rate_refuses_what_is_no_probability():
 def test_win_rate_interval_resamples_prompts_not_samples():
     outcomes = np.repeat([1.0, 0.0] * 10, 50)
     by_prompt = win_rate(outcomes, outcomes, groups=np.repeat(np.arange(20), 50)).rate
-    assert by_prompt.n == 20 and by_prompt.interval[1] - by_prompt.interval[0] > 0.3
+    assert by_prompt.n == 20
+    assert by_prompt.interval[1] - by_prompt.interval[0] > 0.3
 
 
 def test_frontier():

@@ -104,7 +104,8 @@ def test_judge_in_both_orders(file):
     assert (first, second) == ([1.0], [0.0])
     first, second = load_judge(f"{file}:judge").both_orders(["p"], ["aa"], ["b"])
     assert (first, second) == ([1.0], [1.0])
-    assert load_judge(f"{file}:length").fair and load_judge(f"{file}:many#brevity").fair
+    assert load_judge(f"{file}:length").fair
+    assert load_judge(f"{file}:many#brevity").fair
 
 
 @pytest.mark.parametrize(("name", "message"), [("one", "must take"), ("sure", "returned 2.0")])
@@ -124,7 +125,9 @@ def test_judge_cache_asks_once_per_order_and_not_for_a_changed_judge(tmp_path):
     loaded = load_judge(judge)
     question = (["p", "p", "q"], ["x", "x", "lost"], ["y", "y", "z"])
     first, second = loaded.both_orders(*question, cache)
-    assert first[:2] == [0.75, 0.75] and math.isnan(first[2]) and second[0] == 0.25
+    assert first[:2] == [0.75, 0.75]
+    assert math.isnan(first[2])
+    assert second[0] == 0.25
     assert calls == [2, 2]  # the repeated question is asked once in each order
     JudgeCache(tmp_path / "judge.sqlite")
     loaded.both_orders(*question, cache)
@@ -138,7 +141,8 @@ def test_judge_cache_asks_once_per_order_and_not_for_a_changed_judge(tmp_path):
 def test_reward_model_folder(tmp_path, tokenizer):
     from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "vocab_size": 64}  # fmt: skip
     torch.manual_seed(0)
     config = LlamaConfig(**shape, num_labels=1, pad_token_id=0)
     model = AutoModelForSequenceClassification.from_config(config).eval()

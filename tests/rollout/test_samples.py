@@ -19,7 +19,8 @@ SAMPLING = Sampling(max_new_tokens=6, n=2, batch_size=2)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "vocab_size": 64}  # fmt: skip
     return LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=2, initializer_range=0.2))
 
 

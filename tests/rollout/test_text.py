@@ -43,7 +43,9 @@ def test_nothing_is_left_changed(model, tokenizer):
     model.model.layers[0].eval()
     config, state = model.generation_config.to_dict(), torch.random.get_rng_state()
     generate(model, tokenizer, PROMPTS[:1], Sampling(4), progress=False)
-    assert model.training and model.model.layers[1].training and not model.model.layers[0].training
+    assert model.training
+    assert model.model.layers[1].training
+    assert not model.model.layers[0].training
     assert model.generation_config.to_dict() == config
     assert torch.equal(state, torch.random.get_rng_state())
     model.eval()
@@ -89,7 +91,8 @@ def test_the_models_own_generation_settings_do_not_bend_the_samples(model, token
 def test_finished_answers_keep_their_end_token_and_hide_it_in_the_text(model, tokenizer):
     answers = [s for g in generate(model, tokenizer, PROMPTS, Sampling(60, n=8), progress=False) for s in g]
     ended = [s for s in answers if s.finished]
-    assert ended and all(s.token_ids[-1] == 2 and s.token_ids.count(2) == 1 for s in ended)
+    assert ended
+    assert all(s.token_ids[-1] == 2 and s.token_ids.count(2) == 1 for s in ended)
     assert all("</s>" not in s.text for s in answers)
     cut = [s for g in generate(model, tokenizer, PROMPTS, Sampling(1, n=8), progress=False) for s in g]
     assert all(s.finished == (s.token_ids == [2]) for s in cut)

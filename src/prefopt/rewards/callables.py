@@ -84,7 +84,8 @@ def _from_file(path: Path, spec: str, what: str) -> Any:
         raise PrefoptError(f"{what} {spec!r}: there is no file {path}")
     name = f"prefopt_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None  # a .py path always has a loader
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickles inside the file look their module up by name
     try:

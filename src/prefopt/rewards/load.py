@@ -66,7 +66,7 @@ def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: 
         return Reward(text, RewardModel(Path(place).expanduser(), progress=progress), objective or None)
     if ":" not in place:
         raise PrefoptError(
-            f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "path/to/file.py:function"'
+            f'reward {text!r} is neither the folder of a reward model nor "module:function" nor "file.py:function"'
         )
     return Reward(text, load_function(place, ARGUMENTS, "reward"), objective or None)
 
@@ -77,7 +77,8 @@ def _headline(values: Mapping[str, list[float]], objective: str | None, name: st
     key = objective or "reward"
     if key not in values:
         raise PrefoptError(
-            f"reward {name!r} has the objectives {', '.join(values)} but no {key!r}; choose one with '{name.split('#')[0]}#NAME'"
+            f"reward {name!r} has the objectives {', '.join(values)} but no {key!r}; "
+            f"choose one with '{name.split('#')[0]}#NAME'"
         )
     return key
 
