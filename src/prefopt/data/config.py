@@ -37,8 +37,9 @@ class DataConfig(BaseModel):
     )
     use: list[Used] = Field(default_factory=list, description="annotations that the method applies where it can")
     strings: Literal["auto", "chat", "plain"] = Field(
-        "auto", description="string prompts as a user's turn of the chat template, or as they are; `auto` takes the "
-        "template where the tokenizer has one, unless the text holds its special tokens already"
+        "auto",
+        description="string prompts as a user's turn of the chat template, or as they are; `auto` takes the "
+        "template where the tokenizer has one, unless the text holds its special tokens already",
     )
     chat_template: str | None = Field(
         None, description="None: the tokenizer's own; `plain`: a Human/Assistant transcript; else a Jinja text or file"

@@ -75,8 +75,11 @@ def _ranked(f: Fields, prompt: str, column: str, key: str) -> Draft:
 @layout("halos", "prompt", "output_A", "output_B", "label")
 def halos(f: Fields) -> Draft:
     """{"prompt": ..., "output_A": ..., "output_B": ..., "label": 1 if A is better, else 0}"""
-    sides = [f.answer(v[0] if isinstance(v, list) and len(v) == 1 and isinstance(v[0], list) else v, name)
-             for name in ("output_A", "output_B") for v in [f.need(name)]]
+    sides = [
+        f.answer(v[0] if isinstance(v, list) and len(v) == 1 and isinstance(v[0], list) else v, name)
+        for name in ("output_A", "output_B")
+        for v in [f.need(name)]
+    ]
     draft = pair(f, f.turns("prompt"), (sides if fields.boolean(f.need("label"), "label") else sides[::-1]))
     if f.has("reward_difference"):
         draft.notes["margin"] = [abs(fields.number(f.get("reward_difference"), "reward_difference"))]
@@ -166,8 +169,12 @@ def rejected_response(f: Fields) -> Draft:
         return pair(f, None, [better, messages(f.need("rejected_messages"), "rejected_messages")])
     worse = f.need("rejected_response")
     prompt, (answer,) = last_turn(f, "messages")
-    sides = [answer, messages(worse, "rejected_response") if is_messages(worse)
-             else [assistant(fields.text(worse, "rejected_response"))]]
+    sides = [
+        answer,
+        messages(worse, "rejected_response")
+        if is_messages(worse)
+        else [assistant(fields.text(worse, "rejected_response"))],
+    ]
     return Draft(prompt, sides, [(0, 1)], remarks=early(sides))
 
 

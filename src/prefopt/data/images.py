@@ -44,8 +44,9 @@ def is_image(value: Any) -> bool:
         return "bytes" in value or "path" in value
     if isinstance(value, (str, Path)):
         text = str(value)
-        return text.startswith("data:image/") or (len(text) < 4096 and "\n" not in text
-                                                  and Path(text).suffix.lower() in IMAGE_SUFFIXES)
+        return text.startswith("data:image/") or (
+            len(text) < 4096 and "\n" not in text and Path(text).suffix.lower() in IMAGE_SUFFIXES
+        )
     return hasattr(value, "convert") and hasattr(value, "size")
 
 

@@ -93,9 +93,20 @@ class Interpreter:
         draft = self.layout.read(f)
         prompt, responses = _with_system(draft, self.config.system, f.text("system") if f.has("system") else None)
         return Example(
-            prompt, tuple(responses), tuple(draft.pairs), self._notes(f, draft), _gold(f, prompt), _tools(f),
-            _images(f), _videos(f), draft.steps and tuple(map(tuple, draft.steps)),  # type: ignore[arg-type]
-            _object(f, "chat_template_kwargs"), draft.remarks, row.file, row.row)
+            prompt,
+            tuple(responses),
+            tuple(draft.pairs),
+            self._notes(f, draft),
+            _gold(f, prompt),
+            _tools(f),
+            _images(f),
+            _videos(f),
+            draft.steps and tuple(map(tuple, draft.steps)),  # type: ignore[arg-type]
+            _object(f, "chat_template_kwargs"),
+            draft.remarks,
+            row.file,
+            row.row,
+        )
 
     def _notes(self, f: Fields, draft: Draft) -> dict[str, Any]:
         count = len(draft.responses)
@@ -149,8 +160,11 @@ def _scores(f: Fields, count: int) -> dict[str, list[float]]:
         return {}
     given = f.get("scores")
     if isinstance(given, Mapping):
-        return {f"scores/{n}": [fields.rating(s, f"scores.{n}") for s in fields.items(v, f"scores.{n}", count)]
-                for n, v in given.items() if v is not None}
+        return {
+            f"scores/{n}": [fields.rating(s, f"scores.{n}") for s in fields.items(v, f"scores.{n}", count)]
+            for n, v in given.items()
+            if v is not None
+        }
     given = fields.items(given, "scores", count)
     if given and all(isinstance(s, Mapping) for s in given):
         names = dict.fromkeys(n for s in given for n in s)

@@ -46,7 +46,9 @@ LAYOUTS: dict[str, Layout] = {}
 """Every layout by name. `auto` takes the one with the most columns of those that fit, the first of equals."""
 
 
-def layout(name: str, *columns: str, when: Callable[[Mapping[str, Any]], bool] = lambda v: True) -> Callable[[Any], Any]:
+def layout(
+    name: str, *columns: str, when: Callable[[Mapping[str, Any]], bool] = lambda v: True
+) -> Callable[[Any], Any]:
     """Registers a reading function; its docstring's first line is the example row."""
 
     def register(read: Callable[[Fields], Draft]) -> Callable[[Fields], Draft]:
@@ -80,9 +82,15 @@ def transcripts(f: Fields) -> Draft:
     return Draft(merged(prompt), [merged(a) for a in answers], [(0, 1)], remarks=early(answers))
 
 
-@layout("transcript_prompts", "prompt", "chosen", "rejected",
-        when=lambda v: is_transcript(v["prompt"]) and v["prompt"].rstrip().endswith("\n\nAssistant:")
-        and isinstance(v["chosen"], str))
+@layout(
+    "transcript_prompts",
+    "prompt",
+    "chosen",
+    "rejected",
+    when=lambda v: (
+        is_transcript(v["prompt"]) and v["prompt"].rstrip().endswith("\n\nAssistant:") and isinstance(v["chosen"], str)
+    ),
+)
 def transcript_prompts(f: Fields) -> Draft:
     r"""{"prompt": "\n\nHuman: ...\n\nAssistant:", "chosen": " ...", "rejected": " ..."}"""
     prompt = merged(transcript(f.text("prompt"), "prompt")[:-1])
@@ -177,7 +185,9 @@ def lists(f: Fields) -> Draft:
 
 def _index_pair(value: Any, responses: int) -> tuple[int, int]:
     match fields.items(value, "pairs"):
-        case [int(better), int(worse)] if 0 <= min(better, worse) and max(better, worse) < responses and better != worse:
+        case [int(better), int(worse)] if (
+            0 <= min(better, worse) and max(better, worse) < responses and better != worse
+        ):
             return better, worse
     raise Unreadable(f"'pairs' has the entry {value}, expected two different positions below {responses}, better first")
 

@@ -11,9 +11,21 @@ from prefopt.data.example import Message
 from prefopt.data.fields import TeachesNothing, Unreadable, short
 
 _ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
 }
 _KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "train")
 
@@ -22,8 +34,11 @@ def is_messages(value: Any) -> bool:
     """Whether a value claims to be chat messages (a list of objects, or a single one with a role)."""
     if isinstance(value, Mapping):
         return "role" in value or "from" in value
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and (
-        not value or isinstance(value[0], Mapping))
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and (not value or isinstance(value[0], Mapping))
+    )
 
 
 def messages(value: Any, name: str) -> list[Message]:
@@ -37,7 +52,9 @@ def messages(value: Any, name: str) -> list[Message]:
 
 def _message(raw: Any, where: str) -> Message:
     if not isinstance(raw, Mapping):
-        raise Unreadable(f"{where} is {type(raw).__name__} {short(raw)}, expected a message with role and content", "message")
+        raise Unreadable(
+            f"{where} is {type(raw).__name__} {short(raw)}, expected a message with role and content", "message"
+        )
     said = raw.get("role", raw.get("from"))
     if said is None:
         raise Unreadable(f"{where} has no role", "message")
@@ -87,8 +104,11 @@ def _check(message: Message, where: str) -> None:
 
 def _is_parts(content: Any) -> bool:
     return isinstance(content, Sequence) and all(
-        isinstance(p, Mapping) and isinstance(p.get("type"), str)
-        and (p["type"] != "text" or isinstance(p.get("text"), str)) for p in content)
+        isinstance(p, Mapping)
+        and isinstance(p.get("type"), str)
+        and (p["type"] != "text" or isinstance(p.get("text"), str))
+        for p in content
+    )
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -101,7 +121,9 @@ def _call(call: Any, where: str) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except ValueError as error:
-            raise Unreadable(f"{where} has a tool call whose arguments are no JSON: {short(arguments)}", "message") from error
+            raise Unreadable(
+                f"{where} has a tool call whose arguments are no JSON: {short(arguments)}", "message"
+            ) from error
     kept = {k: call[k] for k in ("id",) if call.get(k) is not None}
     return kept | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
@@ -169,8 +191,10 @@ def transcript(value: str, name: str) -> list[Message]:
         raise Unreadable(f"{name!r} does not begin with a turn of Human or Assistant: {short(pieces[0])}", "message")
     if len(pieces) < 3:
         raise Unreadable(f"{name!r} is no transcript of Human and Assistant: {short(value)}", "message")
-    return [(user if who == "Human" else assistant)(words.strip())
-            for who, words in zip(pieces[1::2], pieces[2::2], strict=True)]
+    return [
+        (user if who == "Human" else assistant)(words.strip())
+        for who, words in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
 
 
 def merged(conversation: list[Message]) -> list[Message]:

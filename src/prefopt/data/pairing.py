@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, get_args
 
 from prefopt.data.config import DataConfig, Pairing
@@ -28,7 +29,9 @@ def pair_up(example: Example, config: DataConfig) -> Example:
     for name in [n for n in notes if axes(n) == "P" and len(notes[n]) == 1]:
         notes[name] = notes[name] * len(pairs)
     if values is not None and (config.objective or "score" in notes or not example.pairs):
-        notes |= {k: v for k, v in _from_scores(values, pairs, config, ranked=_by_rank(example)).items() if k not in notes}
+        notes |= {
+            k: v for k, v in _from_scores(values, pairs, config, ranked=_by_rank(example)).items() if k not in notes
+        }
     return replace(example, pairs=pairs, notes=notes)
 
 
@@ -40,8 +43,11 @@ def order(example: Example, config: DataConfig) -> list[float] | None:
         return [_mean(column) for column in zip(*several.values(), strict=True)]
     if config.objective:
         if config.objective not in several:
-            raise Unreadable(f"has no scores for the objective {config.objective!r} (data.objective); it has "
-                             f"{', '.join(several) or 'none'}", "missing")
+            raise Unreadable(
+                f"has no scores for the objective {config.objective!r} (data.objective); it has "
+                f"{', '.join(several) or 'none'}",
+                "missing",
+            )
         return several[config.objective]
     if "score" in notes:
         return list(notes["score"])
@@ -52,7 +58,8 @@ def order(example: Example, config: DataConfig) -> list[float] | None:
             return next(iter(several.values()))
         raise PrefoptError(
             f"{example.origin}: the responses have scores for several objectives ({', '.join(several)}) and the method "
-            "needs one order: set data.objective to one of them or to mean")
+            "needs one order: set data.objective to one of them or to mean"
+        )
     return None
 
 
@@ -74,7 +81,8 @@ def _made(example: Example, values: list[float] | None, config: DataConfig) -> l
     if config.pairing is None and count > 2:
         raise PrefoptError(
             f"{example.origin}: the method needs pairs and the row is a list of {count} responses: set data.pairing to "
-            f"one of {', '.join(get_args(Pairing))}")
+            f"one of {', '.join(get_args(Pairing))}"
+        )
     ranked = sorted((i for i in range(count) if not math.isnan(values[i])), key=lambda i: -values[i])
     return [(a, b) for a, b in _candidates(ranked, config.pairing or "all") if values[a] > values[b]]
 
@@ -87,11 +95,13 @@ def _candidates(ranked: list[int], pairing: str) -> list[tuple[int, int]]:
     if pairing == "best_rest":
         return [(ranked[0], other) for other in ranked[1:]]
     if pairing == "adjacent":
-        return list(zip(ranked, ranked[1:], strict=False))
-    return [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1:]]
+        return list(pairwise(ranked))
+    return [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]]
 
 
-def _from_scores(values: list[float], pairs: Sequence[tuple[int, int]], config: DataConfig, ranked: bool) -> dict[str, Any]:
+def _from_scores(
+    values: list[float], pairs: Sequence[tuple[int, int]], config: DataConfig, ranked: bool
+) -> dict[str, Any]:
     """Margin and soft label of each pair from the scores of its sides; ranks have no unit and give neither."""
     if ranked or any(math.isnan(values[i]) for p in pairs for i in p):
         return {}
@@ -108,7 +118,9 @@ def preference(first: float, second: float) -> float:
     Bradley-Terry: the odds against the opponent divide. Raises Unreadable for numbers outside [0, 1].
     """
     if not (0 <= first <= 1 and 0 <= second <= 1):
-        raise Unreadable(f"has the scores {first:g} and {second:g}; data.soft_labels: probability needs scores in [0, 1]")
+        raise Unreadable(
+            f"has the scores {first:g} and {second:g}; data.soft_labels: probability needs scores in [0, 1]"
+        )
     win, loss = first * (1 - second), second * (1 - first)
     return 0.5 if win + loss == 0 else win / (win + loss)
 
@@ -152,8 +164,11 @@ def to_labelled(example: Example) -> Example:
         first_pair.setdefault(better, number)
         first_pair.setdefault(worse, number)
     kept = [i for i, b in enumerate(balance) if b]
-    notes = {n: [v[first_pair[i]] for i in kept] for n, v in example.notes.items()
-             if axes(n) == "P" and n not in ("margin", "label_probability")}
+    notes = {
+        n: [v[first_pair[i]] for i in kept]
+        for n, v in example.notes.items()
+        if axes(n) == "P" and n not in ("margin", "label_probability")
+    }
     slim = keep_responses(example, kept)
     notes |= {n: v for n, v in slim.notes.items() if axes(n) != "P"}
     return replace(slim, pairs=(), notes=notes | {"label": [balance[i] > 0 for i in kept]})

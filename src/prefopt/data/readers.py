@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -36,8 +37,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def read_rows(paths: list[str], *, split: str = "train", subset: str | None = None,
-              progress: Callable[[int], None] | None = None) -> Iterator[Row]:
+def read_rows(
+    paths: list[str], *, split: str = "train", subset: str | None = None, progress: Callable[[int], Any] | None = None
+) -> Iterator[Row]:
     """All rows of all paths, in order. Raises PrefoptError for what does not exist or has no known format.
 
     `progress` is told the bytes read of `total_bytes(paths)` now and then.
@@ -59,7 +61,9 @@ def expand(path: str) -> list[str]:
             return [str(where)]
         files = sorted(str(f) for f in where.iterdir() if f.is_file() and _suffix(f) in SUFFIXES)
         if not files:
-            raise PrefoptError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}) and is no datasets folder")
+            raise PrefoptError(
+                f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}) and is no datasets folder"
+            )
         return files
     if _suffix(where) in SUFFIXES or path.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(path):
         raise PrefoptError(f"{path}: no such file or folder")
@@ -71,6 +75,19 @@ def total_bytes(paths: list[str]) -> int:
     return sum(os.path.getsize(f) for p in paths for f in expand(p) if os.path.isfile(f))
 
 
+def content_hash(path: str, *, split: str = "train", subset: str | None = None) -> str:
+    """Names the content behind a path; two files with the same bytes have the same hash."""
+    digest = hashlib.blake2b(digest_size=20)
+    for file in expand(path):
+        if os.path.isfile(file):
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        else:
+            data = _saved(file, split) if os.path.isdir(file) else _hub(file, split, subset)
+            digest.update(data._fingerprint.encode())
+    return digest.hexdigest()
+
+
 def _suffix(path: Path) -> str:
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
@@ -79,13 +96,14 @@ def _is_saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def _read(file: str, split: str, subset: str | None, progress: Callable[[int], None] | None) -> Iterator[Row]:
+def _read(file: str, split: str, subset: str | None, progress: Callable[[int], Any] | None) -> Iterator[Row]:
     path = Path(file)
     if not path.is_file():
         yield from _read_dataset(file, split, subset)
         return
     read = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}.get(
-        _suffix(path), _json_lines)
+        _suffix(path), _json_lines
+    )
     with open(path, "rb") as raw:
         zipped = path.suffix.lower() == ".gz"
         stream: Any = gzip.GzipFile(fileobj=raw) if zipped else raw

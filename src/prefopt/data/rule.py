@@ -63,25 +63,36 @@ class Ledger:
         if more:
             lines.append(f"  and {more} more")
         raise PrefoptError(
-            f"{self.unreadable_count} of {self.rows} rows cannot be read as what they claim to be:\n" + "\n".join(lines)
-            + "\nMend or remove them (prefopt data check lists every finding), or map columns with data.columns")
+            f"{self.unreadable_count} of {self.rows} rows cannot be read as what they claim to be:\n"
+            + "\n".join(lines)
+            + "\nMend or remove them (prefopt data check lists every finding), or map columns with data.columns"
+        )
 
     def stop_if_too_many_dropped(self, limit: float) -> None:
         """Raises PrefoptError where more than this share of the rows was dropped, or all of them."""
         share = self.dropped_count / max(1, self.rows)
         if share <= limit and self.dropped_count < self.rows:
             return
-        lines = [f"  {self.dropped_counts[reason]} x {reason}: {', '.join(rows[:5])}"
-                 + (", ..." if self.dropped_counts[reason] > 5 else "") for reason, rows in self.dropped.items()]
+        lines = [
+            f"  {self.dropped_counts[reason]} x {reason}: {', '.join(rows[:5])}"
+            + (", ..." if self.dropped_counts[reason] > 5 else "")
+            for reason, rows in self.dropped.items()
+        ]
         raise PrefoptError(
             f"{self.dropped_count} of {self.rows} rows teach nothing ({share:.1%}, data.max_dropped allows {limit:.1%}):\n"
-            + "\n".join(lines) + "\nMend the data, or raise data.max_dropped if this is as it should be")
+            + "\n".join(lines)
+            + "\nMend the data, or raise data.max_dropped if this is as it should be"
+        )
 
     def record(self) -> dict[str, Any]:
         """Plain data for the record of a run."""
-        return {"rows": self.rows, "kept": self.rows - self.unreadable_count - self.dropped_count,
-                "dropped": {reason: {"count": count, "rows": self.dropped[reason]}
-                            for reason, count in self.dropped_counts.items()}}
+        return {
+            "rows": self.rows,
+            "kept": self.rows - self.unreadable_count - self.dropped_count,
+            "dropped": {
+                reason: {"count": count, "rows": self.dropped[reason]} for reason, count in self.dropped_counts.items()
+            },
+        }
 
 
 def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
@@ -119,10 +130,13 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
 def _check_kind(example: Example, needs: frozenset[str]) -> None:
     if "pairs" in needs and not example.pairs:
         kind = "an unpaired response with a label" if "label" in example.notes else "a single response"
-        raise Unreadable(f"is {kind}, and the method compares pairs: use a method for unpaired data (kto), or give pairs",
-                         "missing")
+        raise Unreadable(
+            f"is {kind}, and the method compares pairs: use a method for unpaired data (kto), or give pairs", "missing"
+        )
     if needs & {"label", "pairs|label"} and not example.pairs and "label" not in example.notes:
-        raise Unreadable("is a response without 'label', and the method needs desirable and undesirable ones", "missing")
+        raise Unreadable(
+            "is a response without 'label', and the method needs desirable and undesirable ones", "missing"
+        )
 
 
 def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
@@ -144,7 +158,7 @@ def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[s
                 alive.append(number)
         if not alive:
             raise TeachesNothing(reason)
-        example = _keep_pairs(example, alive)
+        example = only_pairs(example, alive)
         if needs & {"score", "rank"} or any(n.startswith("scores/") for n in needs):
             return keep_responses(example, filled)
         return keep_responses(example, sorted({i for p in example.pairs for i in p}))
@@ -155,11 +169,14 @@ def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[s
     return keep_responses(example, filled)
 
 
-def _keep_pairs(example: Example, alive: list[int]) -> Example:
+def only_pairs(example: Example, alive: list[int]) -> Example:
+    """The example with these of its pairs; notes per pair follow."""
     if len(alive) == len(example.pairs):
         return example
-    notes = {n: [v[i] for i in alive] if axes(n) == "P" and len(v) == len(example.pairs) else v
-             for n, v in example.notes.items()}
+    notes = {
+        n: [v[i] for i in alive] if axes(n) == "P" and len(v) == len(example.pairs) else v
+        for n, v in example.notes.items()
+    }
     return replace(example, pairs=tuple(example.pairs[i] for i in alive), notes=notes)
 
 

@@ -19,7 +19,12 @@ anything; prompts alone; a gold answer. Every other need is the name of an annot
 
 
 def read_examples(
-    config: DataConfig, paths: list[str], ledger: Ledger, *, needs: Iterable[str] = (), modality: Modality = "text",
+    config: DataConfig,
+    paths: list[str],
+    ledger: Ledger,
+    *,
+    needs: Iterable[str] = (),
+    modality: Modality = "text",
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Example]:
     """The usable examples of these files in order; what happens to the others is taken down in the ledger.
@@ -47,8 +52,9 @@ def read_prompts(config: DataConfig) -> tuple[list[Example], dict[str, Any]]:
     return examples, _judged(ledger, config)
 
 
-def read_image_examples(config: DataConfig, needs_pairs: bool = True, *, held_out: bool = False,
-                        needs: Iterable[str] = ()) -> tuple[list[Example], dict[str, Any]]:
+def read_image_examples(
+    config: DataConfig, needs_pairs: bool = True, *, held_out: bool = False, needs: Iterable[str] = ()
+) -> tuple[list[Example], dict[str, Any]]:
     """Examples whose responses are images, left undecoded (see `images.load_image`), and the record of what was dropped.
 
     Paths are made independent of the data file's folder; every image's head is looked at, so missing and corrupt files

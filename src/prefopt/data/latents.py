@@ -1,0 +1,196 @@
+"""Latents and text embeddings, computed once: one small file per image and per caption, named by what it depends on.
+
+A file's name is the SHA-256 of the weights that made it and of the image's bytes (or the caption), so that runs, epochs
+and data sets share them, a killed run goes on where it stopped, and nothing stale is ever read. Latents are kept as
+mean and standard deviation of their posterior, because training samples them anew in every epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import PrefoptError
+from ..models.diffusion import ImageModel
+from ..scoring.conditioning import CONDITIONS, time_ids
+from .example import Example
+from .images import load_image
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """One caption and its k images, as the denoiser reads them."""
+
+    index: int
+    mean: Tensor  # [k, C, h, w]
+    std: Tensor  # [k, C, h, w]
+    condition: dict[str, Tensor]  # "text" [L, D], "pooled" [E], "time_ids" [6]
+    pairs: tuple[tuple[int, int], ...]
+    notes: Mapping[str, Any]
+
+
+class ImageSet:
+    """Image examples whose latents and captions lie in the cache; see `encode_examples`."""
+
+    def __init__(self, examples: Sequence[Example], images: list[list[Path]], captions: list[Path], shared: dict[str, Tensor]):
+        self.examples, self.images, self.captions, self.shared = list(examples), images, captions, shared
+        self.tokens = np.array([len(e.responses) for e in self.examples])
+        names = "".join(p.name for row, c in zip(images, captions, strict=True) for p in [c, *row])
+        self.fingerprint = hashlib.sha256((names + repr([e.pairs for e in self.examples])).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> EncodedImages:
+        latents = [_read(path) for path in self.images[index]]
+        condition = _read(self.captions[index]) | self.shared
+        mean, std = torch.stack([x["mean"] for x in latents]), torch.stack([x["std"] for x in latents])
+        example = self.examples[index]
+        return EncodedImages(index, mean, std, condition, example.pairs, example.notes)
+
+
+def default_cache() -> Path:
+    """$PREFOPT_CACHE/latents, or ~/.cache/prefopt/latents."""
+    home = os.environ.get("PREFOPT_CACHE")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "prefopt") / "latents"
+
+
+def encode_examples(
+    examples: Sequence[Example],
+    model: ImageModel,
+    *,
+    cache: Path | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> ImageSet:
+    """Encode what the cache does not hold yet. Raises PrefoptError, naming file and row, for images that cannot be
+    decoded and for latents that are not finite."""
+    cache = cache or default_cache()
+    images, todo = _places(examples, model, cache)
+    for some in _batches(todo, batch_size, progress, "images to latents"):
+        pixels = torch.stack([to_pixels(_load(value, e), model.resolution) for _, value, e in some])
+        for (path, _, example), mean, std in zip(some, *model.encode_images(pixels), strict=True):
+            if not bool(torch.isfinite(mean).all() & torch.isfinite(std).all()):
+                raise PrefoptError(f"{example.origin}: the VAE's latents are not finite; load the model in float32")
+            _write(path, {"mean": mean, "std": std})
+    captions = encode_captions([str(e.prompt) for e in examples], model, cache=cache, progress=progress)
+    shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
+    return ImageSet(examples, images, captions, shared)
+
+
+def encode_captions(
+    captions: Sequence[str], model: ImageModel, *, cache: Path | None = None, batch_size: int = 64, progress: bool = True
+) -> list[Path]:
+    """Where the embeddings of each caption lie: {"text": [L, D], "pooled": [E]}; equal captions share a file."""
+    encoders = {n: m for n, m in model.frozen.items() if n.startswith("text_encoder")}
+    folder = (cache or default_cache()) / f"text-{fingerprint(encoders)[:16]}"
+    paths = [folder / f"{_digest(c.encode())}.safetensors" for c in captions]
+    todo = {p: c for p, c in zip(paths, captions, strict=True) if not p.exists()}
+    for some in _batches(list(todo.items()), batch_size, progress, "captions to embeddings"):
+        made = model.encode_captions([c for _, c in some])
+        for n, (path, caption) in enumerate(some):
+            if not all(bool(torch.isfinite(x[n]).all()) for x in made.values()):
+                raise PrefoptError(f"the embedding of the caption {caption!r} is not finite; load the model in float32")
+            _write(path, {name: x[n] for name, x in made.items()})
+    return paths
+
+
+def empty_condition(model: ImageModel, *, cache: Path | None = None) -> dict[str, Tensor]:
+    """The condition of a dropped caption: the text encoders' answer to ""."""
+    condition = _read(encode_captions([""], model, cache=cache, progress=False)[0])
+    return condition | ({"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {})
+
+
+def to_pixels(image: Any, resolution: int) -> Tensor:
+    """[3, R, R] in [-1, 1] of a PIL image: shorter side resized to R (bilinear), centre cropped."""
+    from PIL import Image
+
+    width, height = image.size
+    scale = resolution / min(width, height)
+    size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
+    image = image.convert("RGB").crop((left, top, left + resolution, top + resolution))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def fingerprint(parts: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over names, types and values of the weights of these modules, and of their configurations."""
+    digest = hashlib.sha256()
+    for part, module in sorted(parts.items()):
+        digest.update(f"{part} {getattr(module, 'config', '')}".encode())
+        for name, x in sorted(module.state_dict().items()):
+            digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
+            digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _places(examples: Sequence[Example], model: ImageModel, cache: Path) -> tuple[list[list[Path]], list[tuple]]:
+    """The file of every image, and (file, image, example) of those that are not there yet, each once."""
+    vae = {n: m for n, m in model.frozen.items() if n == "vae"}
+    folder = cache / f"latents-{fingerprint(vae)[:16]}-{model.resolution}"
+    todo: dict[Path, tuple] = {}
+    places = []
+    for example in examples:
+        row = [folder / f"{_digest(_content(r, example))}.safetensors" for r in example.responses]
+        todo |= {p: (p, r, example) for p, r in zip(row, example.responses, strict=True) if not p.exists()}
+        places.append(row)
+    return places, list(todo.values())
+
+
+def _content(value: Any, example: Example) -> bytes:
+    """The bytes that decide how an image looks, without decoding it where that can be avoided."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value)
+    if isinstance(value, (str, Path)) and len(str(value)) < 4096:
+        path = Path(example.file).parent / Path(value).expanduser()
+        if path.is_file():
+            return path.read_bytes()
+    image = _load(value, example)
+    return f"{image.size}".encode() + image.tobytes()
+
+
+def _load(value: Any, example: Example) -> Any:
+    return load_image(value, base=Path(example.file).parent, file=example.file, row=example.row)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _batches(items: list, size: int, progress: bool, name: str) -> Iterable[list]:
+    with tqdm(total=len(items), desc=name, disable=not progress or not items) as bar:
+        for start in range(0, len(items), size):
+            yield items[start : start + size]
+            bar.update(min(size, len(items) - start))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole or not there, also when two processes write the same file."""
+    from safetensors.torch import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = save({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()})
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.replace(name, path)

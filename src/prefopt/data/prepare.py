@@ -1,0 +1,214 @@
+"""From a configuration and a tokenizer to tokenised, stored examples, and the record of what happened to every row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from tqdm.auto import tqdm
+
+from prefopt.data.config import DataConfig
+from prefopt.data.encode import Encoder
+from prefopt.data.example import ENUMERATED, Example
+from prefopt.data.readers import content_hash, total_bytes
+from prefopt.data.rule import Ledger, content
+from prefopt.data.source import read_examples
+from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
+from prefopt.errors import PrefoptError
+
+_VERSION = 1
+"""Raised when the same data would be encoded otherwise, so that no stale set is read."""
+
+OPTIONAL = frozenset({"weight", "margin", "label_probability"})
+"""Notes that change a loss, and so are carried only where `data.use` or the method asks for them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The tokenised data of a run and its record (counts, dropped rows by reason, truncations, fingerprint)."""
+
+    train: EncodedDataset
+    eval: EncodedDataset | None
+    record: dict[str, Any]
+
+
+def prepare_text(
+    data: DataConfig, tokenizer: Any, *, needs: Iterable[str] = (), cache: Path | None = None, progress: bool = True
+) -> Prepared:
+    """Reads, checks, tokenises and stores what `data` names; a set that was prepared before is opened instead.
+
+    `needs` says what the method asks for: "pairs"; "label" (unpaired responses: pairs are converted); "pairs|label"
+    (either, as they come); "pairs|demonstrations" (pairs, or any single responses); "gold"; and names of annotations
+    (`NOTE_AXES`, or columns that only the method knows). Without needs every response is taken as it is.
+    `cache`: where prepared sets live, by default $PREFOPT_CACHE/data or ~/.cache/prefopt/data.
+    Raises PrefoptError by the rule for rows (`rule.py`), before anything is stored.
+    """
+    asked = frozenset(needs) | frozenset(data.use)
+    home = cache or Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt") / "data"
+    fingerprint = _fingerprint(data, tokenizer, asked)
+    folder = Path(home) / fingerprint
+    if not (folder / "record.json").is_file():
+        with _building(folder) as place:
+            record = _Preparation(data, tokenizer, asked, progress).into(place, fingerprint)
+            (place / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    held_out = EncodedDataset.load(folder / "eval", fingerprint + "-eval") if "eval" in record else None
+    return Prepared(EncodedDataset.load(folder / "train", fingerprint), held_out, record)
+
+
+def _fingerprint(data: DataConfig, tokenizer: Any, needs: frozenset[str]) -> str:
+    """Names the result: content of the files, tokenizer, template and every option that the result depends on."""
+    digest = hashlib.sha256()
+    for path in [*data.paths, *data.eval_paths]:
+        digest.update(content_hash(path, split=data.split, subset=data.subset).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    template = data.chat_template
+    if template and "{" not in template and Path(template).expanduser().is_file():
+        template = Path(template).expanduser().read_text(encoding="utf-8")
+    own = [words, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), template]
+    digest.update(json.dumps([_VERSION, own, data.model_dump(), sorted(needs)], default=str).encode())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _building(folder: Path) -> Iterator[Path]:
+    """A folder beside the final one that takes its place when all went well; another process may have been first."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=folder.name + "-", dir=folder.parent))
+    except OSError as error:
+        raise PrefoptError(f"{folder.parent}: prepared data cannot be stored ({error}); set PREFOPT_CACHE") from error
+    try:
+        yield place
+        if folder.is_dir() and not (folder / "record.json").is_file():
+            shutil.rmtree(folder)
+        if not folder.exists():
+            os.replace(place, folder)
+    except (OSError, pa.ArrowException) as error:
+        raise PrefoptError(f"{folder.parent}: prepared data cannot be stored ({error}); make room or set PREFOPT_CACHE"
+                           ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@dataclass
+class _Survey:
+    """What a first look at the examples found: how often each note occurs, and the names in enumerated ones."""
+
+    examples: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    nested: set[str] = field(default_factory=set)
+    names: dict[str, set[str]] = field(default_factory=dict)
+
+    def see(self, example: Example) -> None:
+        self.examples += 1
+        for name, value in example.notes.items():
+            self.notes[name] += 1
+            if name in ENUMERATED:
+                self.names.setdefault(name, set()).update(value)
+            elif any(isinstance(v, list) for v in value):
+                self.nested.add(name)
+        self.notes["step_index"] += example.steps is not None
+
+
+@dataclass
+class _Preparation:
+    """One preparation: a first pass that reads and judges every row, a second that tokenises."""
+
+    data: DataConfig
+    tokenizer: Any
+    needs: frozenset[str]
+    progress: bool
+
+    def into(self, folder: Path, fingerprint: str) -> dict[str, Any]:
+        survey = self._survey(self.data.paths, "reading")
+        held_out = self._survey(self.data.eval_paths, "reading eval") if self.data.eval_paths else None
+        self.notes, partial = self._kept(survey, held_out)
+        self.names = {n: enumerate_names(v) for n, v in survey.names.items() if n in self.notes}
+        for name, values in (held_out.names if held_out else {}).items():
+            if name in self.names:
+                self.names[name] = enumerate_names(values, self.names[name])
+        writers = {"train": Writer(folder / "train", self.notes)}
+        if self.data.eval_fraction or held_out:
+            writers["eval"] = Writer(folder / "eval", self.notes)
+        inside = self._is_eval if self.data.eval_fraction else lambda example: False
+        record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
+        if held_out:
+            record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
+        record |= {"fingerprint": fingerprint, "paths": self.data.paths, "names": self.names, "incomplete_notes": partial}
+        for name, writer in writers.items():
+            if not writer.count:
+                raise PrefoptError(f"data: no example is left for {name} ({record['rows']} rows were read); "
+                                   "change data.eval_fraction or give more data")
+            writer.close(fingerprint)
+            record[name] = {"examples": writer.count}
+        return record
+
+    def _survey(self, paths: list[str], title: str) -> _Survey:
+        ledger, survey = Ledger(), _Survey()
+        with self._bar(paths, title) as told:
+            for example in read_examples(self.data, paths, ledger, needs=self.needs, progress=told):
+                survey.see(example)
+        ledger.stop_if_unreadable()
+        ledger.stop_if_too_many_dropped(self.data.max_dropped)
+        return survey
+
+    def _kept(self, survey: _Survey, held_out: _Survey | None) -> tuple[dict[str, pa.DataType], dict[str, int]]:
+        """The notes to carry and how they are stored; those that only some rows have are left out, and counted."""
+        sums = survey.notes + (held_out.notes if held_out else Counter())
+        total = survey.examples + (held_out.examples if held_out else 0)
+        wanted = [n for n in sums if n not in OPTIONAL or n in self.needs]
+        kept = {n: note_type(n, n in survey.nested) for n in wanted if sums[n] == total or n.startswith("scores/")}
+        return kept, {n: sums[n] for n in wanted if n not in kept}
+
+    def _encode(self, paths: list[str], writer: Callable[[Example], Writer], title: str) -> dict[str, Any]:
+        ledger, encoder = Ledger(), Encoder(self.tokenizer, self.data)
+        with self._bar(paths, title) as told:
+            for example in read_examples(self.data, paths, ledger, needs=self.needs, progress=told):
+                with ledger.row(example):
+                    writer(example).add(encoder(self._numbered(example)))
+        ledger.stop_if_unreadable()
+        ledger.stop_if_too_many_dropped(self.data.max_dropped)
+        return ledger.record() | {"encoding": dict(sorted((+encoder.counts).items())) | encoder.describe()}
+
+    def _numbered(self, example: Example) -> Example:
+        """The example with the notes that are carried, names as numbers; responses without a rating in some objective
+        have nan there."""
+        notes: dict[str, Any] = {}
+        for name in self.notes:
+            if name in example.notes:
+                value = example.notes[name]
+                notes[name] = [self.names[name].index(v) for v in value] if name in ENUMERATED else value
+            elif name.startswith("scores/"):
+                notes[name] = [float("nan")] * len(example.responses)
+        return replace(example, notes=notes, steps=example.steps if "step_index" in self.notes else None)
+
+    def _is_eval(self, example: Example) -> bool:
+        """Decided by the prompt alone, so that no prompt is on both sides."""
+        return prompt_key(example, str(self.data.seed)) / 2**64 < self.data.eval_fraction
+
+    @contextmanager
+    def _bar(self, paths: list[str], title: str) -> Iterator[Callable[[int], Any]]:
+        size = total_bytes(paths)
+        with tqdm(total=size or None, desc=title, unit="B", unit_scale=True, delay=2, leave=False,
+                  disable=not self.progress) as bar:  # fmt: skip
+            yield bar.update
+
+
+def prompt_key(example: Example, salt: str = "") -> int:
+    """64 bits that name a prompt: its text, whatever its layout."""
+    prompt = example.prompt
+    text = prompt if isinstance(prompt, str) else "\x1e".join(f"{m['role']}\x1f{content(m)}" for m in prompt)
+    return int.from_bytes(hashlib.blake2b(f"{salt}\x1d{text}".encode(), digest_size=8).digest(), "little")
+
