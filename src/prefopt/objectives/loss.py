@@ -34,6 +34,7 @@ class Term:
     logit: Tensor | None = None  # a comparison remembers its argument ...
     compare: Comparison | None = None  # ... and its shape, so that either can be exchanged
     keep: Tensor | None = None  # [P] pairs that count (a tie teaches nothing)
+    weight: Tensor | float = 1.0  # ... and what the comparison was multiplied with: it outlives an exchange
 
     def __add__(self, other: Term) -> Term:
         """Two sums under one normaliser (ORPO's prompt and completion tokens)."""
@@ -42,9 +43,7 @@ class Term:
 
     def __mul__(self, weight: Tensor | float) -> Term:
         """A weight on the loss."""
-        how = self.compare
-        weighted = None if how is None else (lambda u: weight * how(u))
-        return dataclasses.replace(self, values=self.values * weight, compare=weighted)
+        return dataclasses.replace(self, values=self.values * weight, weight=self.weight * weight)
 
     __rmul__ = __mul__
 
@@ -56,14 +55,18 @@ def _number(values: Tensor, keep: Tensor | None) -> Tensor:
     return values.new_full((), len(values)) if keep is None else keep.sum().to(values.dtype)
 
 
+def _kept(values: Tensor, keep: Tensor | None) -> Tensor:
+    return values if keep is None else torch.where(keep, values, 0.0)  # what is left out may be inf or NaN
+
+
 def over_pairs(values: Tensor, keep: Tensor | None = None) -> Term:
-    """A mean over pairs of values [P]; `keep` [P] leaves some out of both sum and count."""
-    return Term(values if keep is None else values * keep, _number(values, keep), "pairs")
+    """A mean over pairs of values [P]; `keep` [P] bool leaves some out of both sum and count."""
+    return Term(_kept(values, keep), _number(values, keep), "pairs")
 
 
 def over_responses(values: Tensor, keep: Tensor | None = None) -> Term:
-    """A mean over responses of values [R]."""
-    return Term(values if keep is None else values * keep, _number(values, keep), "responses")
+    """A mean over responses of values [R]; `keep` [R] bool as in `over_pairs`."""
+    return Term(_kept(values, keep), _number(values, keep), "responses")
 
 
 def over_tokens(scores: Scores) -> Term:
@@ -110,6 +113,12 @@ class Loss:
         updates: Mapping[str, Update] | None = None,
         **terms: Term,
     ):
+        for name, term in terms.items():
+            if not isinstance(term, Term):
+                raise PrefoptError(
+                    f"the loss term '{name}' is a {type(term).__name__}: say what it is averaged over with over_pairs, "
+                    "over_responses, over_tokens or over_groups"
+                )
         self.terms, self.rewards = terms, rewards
         self.metrics, self.health, self.updates = dict(metrics or {}), dict(health or {}), dict(updates or {})
 
@@ -137,7 +146,9 @@ class Loss:
         self.per(over)
         return self.replace({k: t * weight if t.over == over else t for k, t in self.terms.items()})
 
-    def recompared(self, how: Comparison | None = None, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0) -> Loss:
+    def recompared(
+        self, how: Comparison | None = None, scale: Tensor | float = 1.0, shift: Tensor | float = 0.0
+    ) -> Loss:
         """The same logits under another comparison, scaled (a weight on the logit) or shifted (a margin)."""
         if not any(t.compare for t in self.terms.values()):
             raise PrefoptError(f"there is no comparison to change: the terms are {self._described()}")
@@ -145,7 +156,7 @@ class Loss:
         def again(t: Term) -> Term:
             if t.logit is None or t.compare is None:
                 return t
-            return compare(scale * t.logit - shift, how or t.compare, t.keep)
+            return compare(scale * t.logit - shift, how or t.compare, t.keep) * t.weight
 
         return self.replace({k: again(t) for k, t in self.terms.items()})
 

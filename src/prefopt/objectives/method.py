@@ -6,7 +6,7 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -25,12 +25,17 @@ class Method:
     name: str
     fn: Callable[..., Loss]
     hyper: Mapping[str, Any]
+    key: str = field(default="", compare=False)  # the hyperparameter of a wrapper that holds this method
 
     def __call__(self, r: Responses) -> Loss:
+        here = self.key or self.name
         try:
-            return self.fn(r.replace(path=(*r.path, self.name)), **self.hyper)
+            loss = self.fn(r.replace(path=(*r.path, here)), **self.hyper)
+            require(isinstance(loss, Loss) and bool(loss.terms), "must return a Loss with at least one term")
         except PrefoptError as e:
-            raise e if str(e).startswith(self.name) else PrefoptError(f"{self.name}: {e}") from None
+            raise e if str(e).startswith(f"{self.name}:") else PrefoptError(f"{self.name}: {e}") from None
+        # inside a wrapper, updates carry the names under which the states were asked (Responses.inside)
+        return loss.replace(updates={f"{here}/{k}": u for k, u in loss.updates.items()}) if r.path else loss
 
     def needs(self) -> dict[str, dict[str, Any]]:
         """What this method asks for with these hyperparameters, "kind:name" -> how: found by asking a probe."""
@@ -83,11 +88,13 @@ class Family:
     def _value(self, key: str, value: Any) -> Any:
         if self.hints[key] is not Method:
             return validate(self.name, key, value, self.hints[key])
-        if isinstance(value, Method):
-            return value
-        if not isinstance(value, (str, dict)):
+        if isinstance(value, (str, dict)):
+            named = {"name": value} if isinstance(value, str) else value
+            require("name" in named, f"{self.name}.{key} = {value!r}: the method's name is missing")
+            value = get_method(**named)
+        if not isinstance(value, Method):
             raise PrefoptError(f"{self.name}.{key} = {value!r}: must be a method's name, or name and hyperparameters")
-        return get_method(value) if isinstance(value, str) else get_method(**value)
+        return replace(value, key=key)
 
     @property
     def family(self) -> str:

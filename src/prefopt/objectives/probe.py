@@ -28,20 +28,32 @@ class Probe(Responses):
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
     seed: int = 0
     sparse: bool = False
+    tilt: int = 0  # other scores, but for extras without gradient: shows which statistics come too late
 
     def _ask(self, kind: str, name: str, **spec: Any) -> Any:
         if self.sparse and (spec.get("optional") or spec.get("instead")):
             return None
         if kind != "notes" or name not in self.notes:
-            self.asked[f"{kind}:{name}"] = spec
+            self._write_down(f"{kind}:{name}", spec)
         if kind == "statistics":
             return None
         if name in getattr(self, kind):
             return getattr(self, kind)[name]
-        if (kind, name) not in self.made:
-            g = Generator().manual_seed(sum(map(ord, name)) * 31 + self.seed)
+        if (kind, name) not in self.made or (spec.get("grad") and not self._has_grad(kind, name)):
+            tilt = self.tilt if kind == "scores" else 0
+            g = Generator().manual_seed(sum(map(ord, name)) * 31 + self.seed + tilt)
             self.made[kind, name] = getattr(self, f"_{kind}")(name, g, **spec)
         return self.made[kind, name]
+
+    def _write_down(self, key: str, spec: dict[str, Any]) -> None:
+        """A question asked twice: with gradient if once with, optional only if always, and what extras were asked."""
+        before = self.asked.setdefault(key, dict(spec))
+        before["grad"] = before.get("grad") or spec.get("grad")
+        before["optional"] = before.get("optional") and spec.get("optional")
+        before["instead"] = before.get("instead") or spec.get("instead")
+
+    def _has_grad(self, kind: str, name: str) -> bool:
+        return kind != "scores" or self.made[kind, name].values.requires_grad
 
     def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
         values = -3 * torch.rand(R, T, generator=g, dtype=torch.float64)
@@ -63,7 +75,8 @@ class Probe(Responses):
 
     def _extras(self, name: str, g: Generator, grad: bool) -> Probe:
         # what is asked of an extra is noted apart: the scorer must know which scores its rows need
-        return Probe(seed=self.seed + 7, asked=self.asked[f"extras:{name}"].setdefault("asked", {}), path=self.path)
+        asked = self.asked[f"extras:{name}"].setdefault("asked", {})
+        return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=self.tilt if grad else 0)
 
     def _states(self, name: str, g: Generator, start: Callable[[], Tensor]) -> Tensor:
         return start()
@@ -91,15 +104,42 @@ class Trace:
 def trace(m: Method, seed: int = 0) -> Trace:
     """Run once with every answer, and once with no optional one (which shows what the fallbacks need)."""
     with torch.random.fork_rng(devices=[]):
-        full = Probe(seed=seed)
+        full, sparse, tilted = Probe(seed=seed), Probe(seed=seed, sparse=True), Probe(seed=seed, tilt=101)
         loss = m(full)
-        sparse = Probe(seed=seed, sparse=True)
         if any(s.get("optional") or s.get("instead") for s in full.asked.values()):
             m(sparse)
-    fallback = {k: s | {"fallback": True} for k, s in sparse.asked.items() if k not in full.asked}
-    told = ("shape", "grad", "optional", "instead", "fallback", "asked")
-    needs = {k: {a: v for a, v in s.items() if a in told and v} for k, s in (full.asked | fallback).items()}
+        if statistics := [k for k in full.asked if k.startswith("statistics:")]:
+            m(tilted)
+    asked = dict(full.asked)
+    for key in sparse.asked:  # asked although nothing optional was answered: of a fallback, or needed in any case
+        asked[key] = asked[key] | {"instead": None} if key in asked else sparse.asked[key] | {"fallback": True}
+    for key in statistics:
+        early = torch.equal(full.asked[key]["values"], tilted.asked[key]["values"])
+        asked[key] = asked[key] | {"of_policy": not early}
+    needs = _told(asked)
+    _states_match(m, needs, loss)
     return Trace(needs, loss, full)
+
+
+TOLD = ("shape", "grad", "optional", "instead", "fallback", "asked", "of_policy")
+
+
+def _told(asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    needs = {k: {a: v for a, v in s.items() if a in TOLD and v} for k, s in asked.items()}
+    return {k: s | {"asked": _told(s["asked"])} if "asked" in s else s for k, s in needs.items()}
+
+
+def _states_match(m: Method, needs: dict[str, dict[str, Any]], loss: Loss) -> None:
+    """Every state is advanced, and nothing else is."""
+    states = {k.removeprefix("states:") for k in needs if k.startswith("states:")}
+    for name in sorted(states ^ set(loss.updates)):
+        raise PrefoptError(
+            f"{m.name}: the state '{name}' is asked for and never advanced: add it to Loss(updates=...); "
+            "a wrapper passes on what it wraps with updates={**wrapped.updates, ...}"
+            if name in states
+            else f"{m.name}: updates has '{name}', which is no state that was asked for with r.state; there are "
+            f"{', '.join(sorted(states)) or 'none'}"
+        )
 
 
 def missing(m: Method, provided: set[str]) -> list[str]:
@@ -164,6 +204,4 @@ def refuse_inert(kind: Family, m: Method, given: list[str]) -> None:
         except PrefoptError:
             continue
         if same:
-            raise PrefoptError(
-                f"{m.name}.{key} = {m.hyper[key]!r} has no effect with the other settings: leave it out"
-            )
+            raise PrefoptError(f"{m.name}.{key} = {m.hyper[key]!r} has no effect with the other settings: leave it out")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrefoptError
-from .scores import Scores
+from .scores import Scores, full_precision
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ class Responses:
         if isinstance(pairs, str):
             if pairs != "halves" or not scores:
                 raise PrefoptError(f"pairs = {pairs!r}: give [P, 2] row numbers, or 'halves' beside scores")
-            n = len(next(iter(scores.values())).values) // 2
-            pairs = torch.stack([torch.arange(n), torch.arange(n) + n], 1)
+            first = next(iter(scores.values())).values
+            if len(first) % 2:
+                raise PrefoptError(f"pairs = 'halves' needs an even number of responses, there are {len(first)}")
+            pairs = torch.arange(len(first), device=first.device).view(2, -1).T
         if pairs is not None:
             notes["pairs"] = pairs
         return cls(scores, notes, extras or {})
@@ -125,6 +127,10 @@ class Responses:
         x = x if grad else x.detach()
         axes = shape.split()
         self._check_shape(name, x, axes)
+        if dtype is bool and x.dtype != torch.bool:
+            raise PrefoptError(f"annotation '{name}' must be true or false (torch.bool), it is {x.dtype}")
+        if dtype == "row":
+            below = self.count_rows()
         if below is not None and not x.is_cuda and x.numel() and (x.min() < 0 or x.max() >= below):
             found = f"{int(x.min())}..{int(x.max())}"
             raise PrefoptError(f"annotation '{name}' has values {found}, expected 0..{below - 1}")
@@ -133,20 +139,26 @@ class Responses:
         return x
 
     def _check_shape(self, name: str, x: Tensor, axes: list[str]) -> None:
-        size = {"R": self.count_rows, "T": self._width, "P": lambda: len(self.notes["pairs"])}
+        size = {"R": self.count_rows, "T": self._width, "P": self._count_pairs}
         want = [int(a) if a.isdigit() else size[a]() if a in size else None for a in axes]
         if x.dim() == len(axes) and all(w in (None, n) for w, n in zip(want, x.shape, strict=True)):
             return
         sizes = ", ".join(str(w or a) for w, a in zip(want, axes, strict=True))
-        raise PrefoptError(
-            f"annotation '{name}' has shape {list(x.shape)}, expected [{' '.join(axes)}] = [{sizes}]"
-        )
+        raise PrefoptError(f"annotation '{name}' has shape {list(x.shape)}, expected [{' '.join(axes)}] = [{sizes}]")
+
+    def _count_pairs(self) -> int | None:
+        return len(self.notes["pairs"]) if "pairs" in self.notes else None
 
     def _width(self) -> int:
-        return next(iter(self.scores.values())).values.shape[1]
+        return self._first().shape[1]
 
     def count_rows(self) -> int:
-        return len(next(iter(self.scores.values())).values)
+        return len(self._first())
+
+    def _first(self) -> Tensor:
+        if not self.scores:
+            raise PrefoptError("the batch has no scores: give policy_logps [responses, positions]")
+        return next(iter(self.scores.values())).values
 
     def extra(self, name: str, grad: bool = True) -> Responses:
         """Auxiliary responses: scored, kept out of comparison and metrics."""
@@ -224,7 +236,11 @@ class Responses:
 
 
 def _scores(name: str, values: Tensor, mask: Tensor | None) -> Scores:
-    values = values if values.dim() == 2 else values[:, None]
+    if values.dim() not in (1, 2):
+        raise PrefoptError(
+            f"scores '{name}' have shape {list(values.shape)}: give [responses, positions] or [responses]"
+        )
+    values = full_precision(values if values.dim() == 2 else values[:, None])
     count = torch.ones_like(values) if mask is None else mask.to(values.dtype)
     if count.shape != values.shape:
         raise PrefoptError(

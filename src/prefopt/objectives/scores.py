@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from ..errors import PrefoptError
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -24,7 +26,10 @@ class Scores:
     link: Callable[[Tensor], Tensor] | None = None  # applied to every reduction: f'(ratio) of f-DPO
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", torch.where(self.count > 0, self.values, 0.0))
+        # half precision cannot count past 2048 (bfloat16: 256) nor sum what it can hold
+        count, values = full_precision(self.count), full_precision(self.values)
+        object.__setattr__(self, "count", count)
+        object.__setattr__(self, "values", torch.where(count > 0, values, 0.0))
 
     def like(self, values: Tensor, count: Tensor | None = None) -> Scores:
         """The same positions with other numbers."""
@@ -69,10 +74,10 @@ class Scores:
         return self.like(self.values[rows], self.count[rows])
 
     def __add__(self, other: Scores) -> Scores:
-        return self.like(self.values + other.values)
+        return self.like(self.values + other._aligned(self))
 
     def __sub__(self, other: Scores) -> Scores:
-        return self.like(self.values - other.values)
+        return self.like(self.values - other._aligned(self))
 
     def __mul__(self, factor: Tensor | float) -> Scores:
         return self.like(self.values * factor)
@@ -82,5 +87,19 @@ class Scores:
     def __neg__(self) -> Scores:
         return self.like(-self.values)
 
+    def _aligned(self, other: Scores) -> Tensor:
+        """The values, if they stand at the other's positions: broadcasting a total over tokens would be silent."""
+        if self.values.shape != other.values.shape:
+            raise PrefoptError(
+                f"scores of shapes {list(other.values.shape)} and {list(self.values.shape)} do not stand at the same "
+                "[responses, positions]: give both per token or both as totals, or reduce first (a.sum() - b.sum())"
+            )
+        return self.values
+
     def _linked(self, x: Tensor) -> Tensor:
         return x if self.link is None else self.link(x)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -14,7 +14,7 @@ from ..errors import PrefoptError
 from ..objectives.loss import Loss, Term, Update
 from ..objectives.method import Method
 from ..objectives.responses import Responses
-from ..objectives.scores import Scores
+from ..objectives.scores import Scores, full_precision
 from ..scoring.base import Batch, Scored
 
 Reduce = Callable[[Tensor], Tensor]  # sum over processes
@@ -57,7 +57,9 @@ def responses(
 
 def made_up(batch: Batch, needs: Mapping[str, Any], known: Scored) -> dict[str, dict[str, Scores]]:
     """Scores of the right shape for all that `needs` asks and is not `known` yet."""
-    asked = {"responses": needs} | {k.removeprefix("extras:"): s.get("asked", {}) for k, s in needs.items() if "extras:" in k}
+    asked = {"responses": needs} | {
+        k.removeprefix("extras:"): s.get("asked", {}) for k, s in needs.items() if "extras:" in k
+    }
     scores: dict[str, dict[str, Scores]] = {}
     for row_set, count in batch.counts().items():
         names = {k.removeprefix("scores:") for k in asked.get(row_set, {}) if k.startswith("scores:")}
@@ -74,7 +76,17 @@ def plan(
     modules: Mapping[str, nn.Module],
     reduce: Reduce = lambda x: x,
 ) -> Plan:
-    """Count every micro-batch of this process and sum over processes: one reduction an optimiser step."""
+    """Count every micro-batch of this process and sum over processes: one reduction an optimiser step.
+
+    PrefoptError if the method wants the step's mean of something that only the forward with gradient tells.
+    """
+    for key, spec in needs.items():
+        if spec.get("of_policy"):
+            raise PrefoptError(
+                f"{method.name}: the mean '{key.removeprefix('statistics:')}' over the optimiser step is of scores that "
+                "are not known before its first backward: take it of an extra without gradient "
+                "(r.extra(name, grad=False)), or carry a running mean in r.state"
+            )
     ready: list[tuple[Batch, Scored, Counts]] = []
     sums: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
@@ -86,8 +98,8 @@ def plan(
         counts = {k: t.count.float() for k, t in loss.terms.items()}
         ready.append((batch, known, counts))
         weight = 0.0 if batch.filler else 1.0
-        sums = {k: sums.get(k, 0.0) + weight * n for k, n in counts.items()}
-        seen = {k: seen.get(k, 0.0) + weight * x.float() for k, x in counting.seen.items()}
+        sums |= {k: sums.get(k, 0.0) + weight * n for k, n in counts.items()}
+        seen |= {k: seen.get(k, 0.0) + weight * full_precision(x) for k, x in counting.seen.items()}
     if not ready:
         return Plan({}, {}, [])
     device = next(iter(sums.values())).device
@@ -176,7 +188,8 @@ def measures(r: Responses, loss: Loss) -> dict[str, Tensor | Term]:
         if isinstance(loss.rewards, Tensor):
             out |= _preferred(loss.rewards[chosen], loss.rewards[rejected])
     if isinstance(loss.rewards, tuple):
-        out |= _preferred(*loss.rewards)
+        sides = _preferred(*loss.rewards) if "pairs" in r.notes else dict(zip(SIDES, loss.rewards, strict=True))
+        out |= {k: v.detach() for k, v in sides.items()}
     elif loss.rewards is not None and "label" in r.notes:
         good = r.notes["label"].float()
         rewards = loss.rewards.detach()
@@ -185,13 +198,8 @@ def measures(r: Responses, loss: Loss) -> dict[str, Tensor | Term]:
     return out
 
 
-def _preferred(w: Tensor, l: Tensor) -> dict[str, Tensor | Term]:
-    w, l = w.detach(), l.detach()
-    if len(w) != len(l):  # two sides of unpaired rows
-        return {"rewards/chosen": w, "rewards/rejected": l}
-    return {
-        "rewards/chosen": w,
-        "rewards/rejected": l,
-        "rewards/margins": w - l,
-        "rewards/accuracies": (w > l).float(),
-    }
+SIDES = ("rewards/chosen", "rewards/rejected")
+
+
+def _preferred(w: Tensor, l: Tensor) -> dict[str, Tensor]:
+    return dict(zip(SIDES, (w, l), strict=True)) | {"rewards/margins": w - l, "rewards/accuracies": (w > l).float()}
