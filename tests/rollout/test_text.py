@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.errors import PrefoptError
-from prefopt.rollout.text import Sampling, encode_prompt, generate
+from prefopt.rollout.text import Sampling, encode_prompt, generate, prompt_encoder, prompt_text
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10", "w1 w2", "w4"]
 
@@ -53,7 +53,7 @@ def test_nothing_is_left_changed(model, tokenizer):
 
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}])
 def test_samples_follow_the_models_distribution(model, tokenizer, filters):
-    prompt = encode_prompt(tokenizer, PROMPTS[0])
+    prompt = encode_prompt(prompt_encoder(tokenizer), PROMPTS[0])
     with torch.no_grad():
         logits = model.eval()(torch.tensor([prompt])).logits[0, -1].double() / filters.get("temperature", 1.0)
     p = logits.softmax(-1)
@@ -72,7 +72,7 @@ def test_samples_follow_the_models_distribution(model, tokenizer, filters):
 
 
 def test_greedy_equals_plain_transformers(model, tokenizer):
-    prompt = torch.tensor([encode_prompt(tokenizer, PROMPTS[0])])
+    prompt = torch.tensor([encode_prompt(prompt_encoder(tokenizer), PROMPTS[0])])
     expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
     (answers,) = generate(model, tokenizer, PROMPTS[:1], Sampling(8, temperature=0), progress=False)
     assert answers[0].token_ids == expected[0, prompt.shape[1] :].tolist()[: len(answers[0].token_ids)]
@@ -104,12 +104,12 @@ def test_chat_prompts_end_where_the_answer_begins(model, tokenizer):
         "{% if add_generation_prompt %}w2{% endif %}"
     )
     try:
-        got = encode_prompt(tokenizer, [{"role": "user", "content": "w9"}])
+        got = encode_prompt(prompt_encoder(tokenizer), [{"role": "user", "content": "w9"}])
     finally:
         tokenizer.chat_template = None
     assert got == tokenizer("w1 w9 w3 w2")["input_ids"]
     with pytest.raises(PrefoptError, match="no tokens"):
-        encode_prompt(tokenizer, "")
+        encode_prompt(prompt_encoder(tokenizer), "")
 
 
 @pytest.mark.parametrize(

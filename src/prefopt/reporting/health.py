@@ -41,8 +41,8 @@ def _training(run: Run) -> Iterator[Finding]:
     start, end = _ends(points(run.metrics, "logps/chosen")[1])
     if end < start - max(1.0, 0.1 * abs(start)):
         text = (
-            f"The log-probability of the preferred answers fell from {start:.1f} to {end:.1f}: the model learns what to "
-            "avoid rather than what to write. A smaller learning rate, a larger beta or an added SFT term counters it."
+            f"The log-probability of the preferred answers fell from {start:.1f} to {end:.1f}: it learns what to "
+            "avoid, not what to write. A smaller learning rate, a larger beta or an added SFT term counters it."
         )
         yield Finding("Preferred answers became less likely", text)
     train, held_out = points(run.metrics, "rewards/accuracies")[1], points(run.metrics, "eval_rewards/accuracies")[1]
@@ -79,8 +79,8 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[Finding]:
     if after and before and not 1 / LENGTH_FACTOR < after / before < LENGTH_FACTOR:
         word = "longer" if after > before else "shorter"
         text = (
-            f"From {before:.0f} to {after:.0f} tokens. Judges and rewards often favour length: compare at equal length, "
-            "or use a method that normalises it."
+            f"From {before:.0f} to {after:.0f} tokens. Judges and rewards often favour length: compare at equal "
+            "length, or use a method that normalises it."
         )
         yield Finding(f"Answers became much {word}", text)
     done, was_done = at("finished", "policy", "value"), at("finished", "start", "value")
@@ -101,7 +101,7 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[Finding]:
     bias = at("win_rate", "position_bias", "value")
     if bias is not None and abs(bias) > 0.2:
         text = (
-            f"It moves by {abs(bias):.0%} with the order of the answers; both orders were averaged, but trust it less."
+            f"It moves by {abs(bias):.0%} with the order of the answers; both orders were averaged; trust it less."
         )
         yield Finding("The judge looks at the position", text)
 

@@ -16,6 +16,7 @@ from prefopt.errors import PrefoptError
 from prefopt.rewards.callables import accepts, load_function, source_hash
 from prefopt.rewards.load import ARGUMENTS as REWARD_ARGUMENTS
 from prefopt.rewards.load import Reward, load_reward
+from prefopt.rollout.text import prompt_text
 
 Judgments = Callable[[list, list, list], Sequence[float]]
 ARGUMENTS = ("prompts", "answers_a", "answers_b")
@@ -37,7 +38,7 @@ class Judge:
                 f"judge {self.name!r}: {len(prompts)} prompts, {len(a)} and {len(b)} answers; give one each"
             )
         try:
-            answer = self.function(list(prompts), list(a), list(b))
+            answer = self.function([prompt_text(p) for p in prompts], list(a), list(b))
         except PrefoptError:
             raise
         except Exception as error:
@@ -103,7 +104,7 @@ class JudgeCache:
 
     def ask(self, judge: Judge, prompts: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> list[float]:
         """Judgments, asked only where not known; a missing judgment (NaN) is asked again next time."""
-        keys = [self._key(judge.identity, *triple) for triple in zip(prompts, a, b, strict=True)]
+        keys = [self._key(judge.identity, prompt_text(triple[0]), *triple[1:]) for triple in zip(prompts, a, b, strict=True)]
         with closing(self._open()) as base, base:
             known: dict[str, float] = {}
             for key in set(keys):

@@ -1,7 +1,7 @@
 """Rewards: anything that gives each (prompt, response) a number; higher is better.
 
-A reward is a callable (prompts: list, responses: list) -> list[float], or a dict of such lists for several
-objectives. A specification names one: "module:function", "path/to/file.py:function", or the folder of a
+A reward is a callable (prompts: list[str], responses: list[str]) -> list[float], or a dict of such lists for several
+objectives; conversations reach it as text, or as messages if it has an attribute `takes_messages`. A specification names one: "module:function", "path/to/file.py:function", or the folder of a
 sequence-classification model with one label. "#objective" behind it picks one of several objectives.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from prefopt.errors import PrefoptError
 from prefopt.rewards.callables import check_signature, load_function
+from prefopt.rollout.text import prompt_text
 
 Values = Sequence[float] | Mapping[str, Sequence[float]]
 ARGUMENTS = ("prompts", "responses")
@@ -40,7 +41,8 @@ class Reward:
         if len(prompts) != len(responses):
             raise PrefoptError(f"{self.name}: {len(prompts)} prompts for {len(responses)} responses; give one each")
         try:
-            answer = self.function(list(prompts), list(responses))
+            whole = getattr(self.function, "takes_messages", False)
+            answer = self.function(list(prompts) if whole else [prompt_text(p) for p in prompts], list(responses))
         except PrefoptError:
             raise
         except Exception as error:
@@ -66,7 +68,7 @@ def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: 
         return Reward(text, RewardModel(Path(place).expanduser(), progress=progress), objective or None)
     if ":" not in place:
         raise PrefoptError(
-            f'reward {text!r} is neither the folder of a reward model nor "module:function" nor "file.py:function"'
+            f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "file.py:function"'
         )
     return Reward(text, load_function(place, ARGUMENTS, "reward"), objective or None)
 

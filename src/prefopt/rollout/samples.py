@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from prefopt.data.encode import Encoder
+from prefopt.data.example import Example
 from prefopt.errors import PrefoptError
 from prefopt.rollout.text import Prompt, Sampling, generate
 
@@ -26,6 +28,7 @@ def generate_file(
     path: Path,
     sampling: Sampling | None = None,
     *,
+    encoder: Encoder | None = None,
     identity: str = "",
     reward: Scorer | None = None,
     progress: bool = True,
@@ -43,10 +46,10 @@ def generate_file(
     with tqdm(total=len(prompts), initial=done, desc="sampling", unit="prompt", delay=1, disable=not progress) as bar:
         for start in range(done, len(prompts), chunk):
             part = list(prompts[start : start + chunk])
-            answers = generate(model, tokenizer, part, sampling, first=start, progress=False)
+            answers = generate(model, tokenizer, part, sampling, encoder=encoder, first=start, progress=False)
             rows = [
                 {
-                    "prompt": prompt,
+                    "prompt": prompt.prompt if isinstance(prompt, Example) else prompt,
                     "responses": [a.text for a in group],
                     "tokens": [len(a.token_ids) for a in group],
                     "finished": [a.finished for a in group],
@@ -63,7 +66,8 @@ def generate_file(
 
 def _job(prompts: Sequence[Prompt], sampling: Sampling, identity: str, reward: Scorer | None) -> dict[str, Any]:
     settings = {k: v for k, v in asdict(sampling).items() if k != "batch_size"}  # the batch size changes no sample
-    text = json.dumps(list(prompts), ensure_ascii=False, sort_keys=True)
+    plain = [asdict(p) if isinstance(p, Example) else p for p in prompts]
+    text = json.dumps(plain, ensure_ascii=False, sort_keys=True, default=str)
     return {
         "prompts": hashlib.sha256(text.encode()).hexdigest(),
         "sampling": settings,

@@ -9,6 +9,7 @@ comparisons sharper.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from prefopt.data.config import DataConfig
+from prefopt.data.encode import Encoder
+from prefopt.data.example import Example, Turns
 from prefopt.errors import PrefoptError
 
-Prompt = str | list[dict[str, Any]]
+Prompt = Turns | Example
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,22 @@ def generate(
     prompts: Sequence[Prompt],
     sampling: Sampling | None = None,
     *,
+    encoder: Encoder | None = None,
     first: int = 0,
     progress: bool = True,
     description: str = "sampling",
 ) -> list[list[Sample]]:
-    """`sampling.n` answers to every prompt (a string, or chat messages), in the order of the prompts.
+    """`sampling.n` answers to every prompt (a string, chat messages, or an `Example`), in the order of the prompts.
 
+    `encoder` is the one of the training run, if its data section is not the default one (system message, template).
     `first` is the position of prompts[0] in the whole list when only a part is asked (it enters the seed).
     The model's training mode and its cache setting are as before when this returns.
     """
-    sampling = sampling or Sampling()
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    sampling, encoder = sampling or Sampling(), encoder or prompt_encoder(tokenizer)
+    ids = [encode_prompt(encoder, prompt) for prompt in prompts]
     rows = sorted(((i, k) for i in range(len(ids)) for k in range(sampling.n)), key=lambda row: -len(ids[row[0]]))
     answers: list[list[Sample | None]] = [[None] * sampling.n for _ in ids]
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, encoder)
     with inference(model), tqdm(total=len(rows), desc=description, unit="answer", delay=1, disable=not progress) as bar:
         for start in range(0, len(rows), sampling.batch_size):
             batch = rows[start : start + sampling.batch_size]
@@ -99,29 +105,35 @@ def generate(
     return answers  # type: ignore[return-value]
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+def prompt_encoder(tokenizer: Any) -> Encoder:
+    """Encodes prompts as training does with its default data section."""
+    return Encoder(tokenizer, DataConfig(path="prompts"))
+
+
+def encode_prompt(encoder: Encoder, prompt: Prompt) -> list[int]:
     """Token ids of what the model is fed before it answers: the same ids as in training."""
-    if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
-        # some tokenizers close every text with the end token; a prompt must stay open
-        while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
-            ids = ids[:-1]
-    else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
-            "input_ids"
-        ]
+    example = prompt if isinstance(prompt, Example) else Example(prompt, ())
+    ids = encoder.prompt_ids(example)
     if not ids:
         raise PrefoptError("a prompt has no tokens: give at least one character, or a tokenizer with a start token")
-    return list(ids)
+    return ids
 
 
-def end_tokens(model: torch.nn.Module, tokenizer: Any) -> list[int]:
-    """Token ids that end an answer: the tokenizer's end token and those of the model's generation config."""
-    config = getattr(unwrap(model), "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    ids = {*(listed if isinstance(listed, list | tuple) else [listed]), tokenizer.eos_token_id} - {None}
-    if not ids:
-        raise PrefoptError("the tokenizer has no end token (eos_token), so no answer would ever end; set one")
+def prompt_text(prompt: Any) -> str:
+    """A prompt for people and reward functions: a lone user message as its text, a conversation with its roles."""
+    if isinstance(prompt, Example):
+        prompt = prompt.prompt
+    if not isinstance(prompt, list):
+        return str(prompt)
+    turns = [(str(m.get("role", "")), m.get("content")) if isinstance(m, dict) else ("", m) for m in prompt]
+    texts = [(role, c if isinstance(c, str) else json.dumps(c, ensure_ascii=False)) for role, c in turns]
+    return texts[0][1] if len(texts) == 1 else "\n".join(f"{role}: {text}" for role, text in texts)
+
+
+def end_tokens(model: torch.nn.Module, encoder: Encoder) -> list[int]:
+    """Token ids that end an answer: those that training ends one with, and those of the model's generation config."""
+    listed = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
+    ids = {*(listed if isinstance(listed, list | tuple) else [listed]), encoder.eos, encoder.template_end} - {None}
     return sorted(ids)
 
 
