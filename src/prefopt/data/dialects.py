@@ -26,7 +26,7 @@ def pickapic(f: Fields) -> Draft:
 
 @layout("ultrafeedback", "instruction", "completions", when=lambda v: _are_objects(v["completions"], "response"))
 def ultrafeedback(f: Fields) -> Draft:
-    """{"instruction": ..., "completions": [{"response": ..., "annotations": {"helpfulness": {"Rating": "5"}}, "overall_score": 7}, ...]}"""
+    """{"instruction": ..., "completions": [{"response": ..., "annotations": ...}, ...]}"""
     given = f.items("completions")
     answers = [fields.text(fields.need(c, "response"), "response") for c in given]
     ratings: list[dict[str, float]] = []
@@ -138,7 +138,7 @@ def icr(f: Fields) -> Draft:
 
 @layout("sharegpt", "conversations", "chosen", "rejected")
 def sharegpt(f: Fields) -> Draft:
-    """{"conversations": [{"from": "human", "value": ...}], "chosen": {"from": "gpt", "value": ...}, "rejected": {...}}"""
+    """{"conversations": [{"from": "human", "value": ...}], "chosen": {"from": "gpt", ...}, "rejected": {...}}"""
     return pair(f, messages(f.need("conversations"), "conversations"), f.answers("chosen", "rejected"))
 
 

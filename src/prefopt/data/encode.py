@@ -166,7 +166,7 @@ class Encoder:
         return _Side(ids, mask, merged)
 
     def _end(self, ids: list[int], mask: list[int], wrapped: bool) -> None:
-        """Exactly one end token: the template's if it writes one, else the tokenizer's; texts that bring theirs keep one."""
+        """Exactly one end token: the template's, else the tokenizer's; texts that bring their own keep one."""
         end = self.template_end if wrapped and self.template_end is not None else self.eos
         while len(ids) > 1 and ids[-1] in (end, self.eos) and ids[-2] in (end, self.eos):
             del ids[-2], mask[-2]
@@ -178,7 +178,7 @@ class Encoder:
             mask.append(mask[-1] if mask else 1)
 
     def _steps(self, text: Split, prompt: list[int], i: int, side: _Side, steps: Sequence[str]) -> list[int]:
-        """1-based step of each token of a response; the end token belongs to the last step, a template's head to none."""
+        """1-based step of each token; the end token belongs to the last step, a template's head to none."""
         said = "".join(p.text for p in text.responses[i])
         index = [0] * len(side.ids)
         cursor = done = 0

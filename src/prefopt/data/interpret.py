@@ -52,8 +52,8 @@ def recognise(rows: Iterable[Row], config: DataConfig) -> tuple[Layout, Iterator
     if parsed is None:
         raise PrefoptError(f"{where}: no row can be read; row {head[0].row} {head[0].fault}")
     raise PrefoptError(
-        f"{where}: the columns {', '.join(map(str, parsed.values)) or '(none)'} fit no known layout. Name their meaning with "
-        "data.columns, e.g. data.columns.prompt=question; the layouts are: "
+        f"{where}: the columns {', '.join(map(str, parsed.values)) or '(none)'} fit no known layout. Name their "
+        "meaning with data.columns, e.g. data.columns.prompt=question; the layouts are: "
         + "; ".join(f"{x.name} ({', '.join(x.columns)})" for x in LAYOUTS.values())
     )
 
@@ -144,7 +144,7 @@ def _with_system(draft: Draft, default: str | None, own: str | None) -> tuple[An
 
 def _per_pair(value: Any, name: str, read: Any, pairs: int) -> list[Any]:
     if isinstance(value, (list, tuple)):
-        return [read(v, name) for v in fields.items(value, name, None if not pairs else pairs)]
+        return [read(v, name) for v in fields.items(value, name, pairs or None)]
     return [read(value, name)]
 
 

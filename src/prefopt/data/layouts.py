@@ -118,7 +118,7 @@ def step_pairs(f: Fields) -> Draft:
 
 @layout("steps", "prompt", "steps", when=lambda v: "responses" not in v)
 def steps(f: Fields) -> Draft:
-    """{"prompt": ..., "steps": [{"text": ..., "score": 1.0}, ...], "label": true} or steps: one such list per response"""
+    """{"prompt": ..., "steps": [{"text": ..., "score": 1.0}, ...], "label": true}, or one such list per response"""
     given = f.items("steps")
     several = bool(given) and all(isinstance(s, list) for s in given)
     sides = [steps_of(s, "steps") for s in (given if several else [given])]
@@ -172,7 +172,7 @@ def unpaired(f: Fields) -> Draft:
 
 @layout("lists", "prompt", "responses")
 def lists(f: Fields) -> Draft:
-    """{"prompt": ..., "responses": [...], "scores": [...] or {"name": [...]}, or "ranks": [1, ...], or "pairs": [[0, 1], ...]}"""
+    """{"prompt": ..., "responses": [...], "scores": [...] or {"name": [...]}} or "ranks": [1, ...] or "pairs": [[0, 1]]"""
     answers = [f.answer(a, f"responses[{i}]") for i, a in enumerate(f.items("responses"))]
     prompt: Any = f.turns("prompt")
     if f.modality == "text":
@@ -186,7 +186,7 @@ def lists(f: Fields) -> Draft:
 def _index_pair(value: Any, responses: int) -> tuple[int, int]:
     match fields.items(value, "pairs"):
         case [int(better), int(worse)] if (
-            0 <= min(better, worse) and max(better, worse) < responses and better != worse
+            min(better, worse) >= 0 and max(better, worse) < responses and better != worse
         ):
             return better, worse
     raise Unreadable(f"'pairs' has the entry {value}, expected two different positions below {responses}, better first")

@@ -163,8 +163,8 @@ def part(sides: Sequence[list[Message]]) -> tuple[list[Message], list[list[Messa
         if any(m != column[0] for m in column):
             break
         shared += 1
-    if shared == min(map(len, sides)) and any(len(s) != shared for s in sides) or all(len(s) == shared for s in sides):
-        shared -= 1  # one side ends where the other goes on, or all are equal: the last turn is the answer
+    if shared == min(map(len, sides)):
+        shared -= 1  # one side ends where the others go on, or all are equal: its last turn is an answer
     while shared > 0 and not (
         sides[0][shared - 1]["role"] != "assistant" and all(s[shared]["role"] == "assistant" for s in sides)
     ):

@@ -21,7 +21,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.readers import content_hash, total_bytes
-from prefopt.data.rule import Ledger, content
+from prefopt.data.rule import Ledger, content, log
 from prefopt.data.source import read_examples
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
 from prefopt.errors import PrefoptError
@@ -96,8 +96,9 @@ def _building(folder: Path) -> Iterator[Path]:
         if not folder.exists():
             os.replace(place, folder)
     except (OSError, pa.ArrowException) as error:
-        raise PrefoptError(f"{folder.parent}: prepared data cannot be stored ({error}); make room or set PREFOPT_CACHE"
-                           ) from error
+        raise PrefoptError(
+            f"{folder.parent}: prepared data cannot be stored ({error}); make room or set PREFOPT_CACHE"
+        ) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -146,11 +147,18 @@ class _Preparation:
         record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
         if held_out:
             record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
-        record |= {"fingerprint": fingerprint, "paths": self.data.paths, "names": self.names, "incomplete_notes": partial}
+        record |= {
+            "fingerprint": fingerprint,
+            "paths": self.data.paths,
+            "names": self.names,
+            "incomplete_notes": partial,
+        }
         for name, writer in writers.items():
             if not writer.count:
-                raise PrefoptError(f"data: no example is left for {name} ({record['rows']} rows were read); "
-                                   "change data.eval_fraction or give more data")
+                raise PrefoptError(
+                    f"data: no example is left for {name} ({record['rows']} rows were read); "
+                    "change data.eval_fraction or give more data"
+                )
             writer.close(fingerprint)
             record[name] = {"examples": writer.count}
         return record
@@ -180,6 +188,10 @@ class _Preparation:
                     writer(example).add(encoder(self._numbered(example)))
         ledger.stop_if_unreadable()
         ledger.stop_if_too_many_dropped(self.data.max_dropped)
+        ledger.report(", ".join(paths))
+        for what in ("seam merges", "moved boundaries", "truncated on one side only"):
+            if encoder.counts[what]:
+                log.warning("%s: %d x %s", ", ".join(paths), encoder.counts[what], what)
         return ledger.record() | {"encoding": dict(sorted((+encoder.counts).items())) | encoder.describe()}
 
     def _numbered(self, example: Example) -> Example:
@@ -211,4 +223,3 @@ def prompt_key(example: Example, salt: str = "") -> int:
     prompt = example.prompt
     text = prompt if isinstance(prompt, str) else "\x1e".join(f"{m['role']}\x1f{content(m)}" for m in prompt)
     return int.from_bytes(hashlib.blake2b(f"{salt}\x1d{text}".encode(), digest_size=8).digest(), "little")
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,8 +17,13 @@ from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
 from prefopt.errors import PrefoptError
 
+log = logging.getLogger("prefopt.data")
+
 LISTED = 20
-"""Rows that are named per reason; the rest is counted."""
+"""Unreadable rows that are named in full; the rest is counted."""
+
+RECORDED = 10_000
+"""Row numbers that are kept per reason and file."""
 
 EMPTY_ANSWER = "an empty answer"
 EMPTY_PROMPT = "an empty prompt"
@@ -31,8 +38,8 @@ class Ledger:
     rows: int = 0
     unreadable: list[tuple[str, int, str]] = field(default_factory=list)  # the first LISTED
     unreadable_count: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> "file row N", the first LISTED
-    dropped_counts: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # reason -> file -> rows
+    dropped_counts: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def row(self, row: Row | Example) -> Iterator[None]:
@@ -45,10 +52,10 @@ class Ledger:
                 self.unreadable.append((row.file, row.row, str(error)))
         except TeachesNothing as error:
             reason = str(error)
-            self.dropped_counts[reason] = self.dropped_counts.get(reason, 0) + 1
-            listed = self.dropped.setdefault(reason, [])
-            if len(listed) < LISTED:
-                listed.append(f"{row.file} row {row.row}")
+            self.dropped_counts[reason] += 1
+            rows = self.dropped.setdefault(reason, {}).setdefault(row.file, [])
+            if len(rows) < RECORDED:
+                rows.append(row.row)
 
     @property
     def dropped_count(self) -> int:
@@ -74,9 +81,8 @@ class Ledger:
         if share <= limit and self.dropped_count < self.rows:
             return
         lines = [
-            f"  {self.dropped_counts[reason]} x {reason}: {', '.join(rows[:5])}"
-            + (", ..." if self.dropped_counts[reason] > 5 else "")
-            for reason, rows in self.dropped.items()
+            f"  {count} x {reason}: {rows_in_words(self.dropped[reason])}"
+            for reason, count in self.dropped_counts.most_common()
         ]
         raise PrefoptError(
             f"{self.dropped_count} of {self.rows} rows teach nothing ({share:.1%}, data.max_dropped allows {limit:.1%}):\n"
@@ -84,15 +90,26 @@ class Ledger:
             + "\nMend the data, or raise data.max_dropped if this is as it should be"
         )
 
+    def report(self, what: str) -> None:
+        """Says in the log how many rows were dropped and why."""
+        if self.dropped_counts:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.dropped_counts.most_common())
+            log.warning("%s: %d of %d rows dropped: %s", what, self.dropped_count, self.rows, reasons)
+
     def record(self) -> dict[str, Any]:
         """Plain data for the record of a run."""
         return {
             "rows": self.rows,
             "kept": self.rows - self.unreadable_count - self.dropped_count,
-            "dropped": {
-                reason: {"count": count, "rows": self.dropped[reason]} for reason, count in self.dropped_counts.items()
-            },
+            "dropped": {r: {"count": n, "rows": self.dropped[r]} for r, n in self.dropped_counts.most_common()},
         }
+
+
+def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:
+    """The first rows of the first file, for a message."""
+    file, rows = next(iter(files.items()))
+    more = sum(map(len, files.values())) > most
+    return f"{file} rows {', '.join(map(str, rows[:most]))}{', ...' if more else ''}"
 
 
 def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:

@@ -33,8 +33,8 @@ def read_examples(
     ledger when all rows have been seen.
     """
     needs = frozenset(needs)
-    rows = islice(read_rows(paths, split=config.split, subset=config.subset, progress=progress), config.limit)
-    layout, rows = recognise(rows, config)
+    found = read_rows(paths, split=config.split, subset=config.subset, progress=progress)
+    layout, rows = recognise(islice(found, config.limit), config)
     interpret = Interpreter(layout, config, modality, frozenset(n for n in needs - KINDS if axes(n) is None))
     for row in rows:
         ledger.rows += 1
@@ -71,4 +71,5 @@ def read_image_examples(
 def _judged(ledger: Ledger, config: DataConfig) -> dict[str, Any]:
     ledger.stop_if_unreadable()
     ledger.stop_if_too_many_dropped(config.max_dropped)
+    ledger.report(", ".join(config.paths))
     return ledger.record()

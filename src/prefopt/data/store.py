@@ -132,4 +132,3 @@ def enumerate_names(names: Iterable[str], known: Sequence[str] = ()) -> list[str
     """Names in a stable order, whole numbers by value; those that are `known` keep their places."""
     new = set(names) - set(known)
     return [*known, *sorted(new, key=lambda n: (0, int(n), n) if n.lstrip("-").isdigit() else (1, 0, n))]
-

@@ -1,0 +1,87 @@
+"""From a configuration to image examples with cached latents, and the record of what happened to every row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import PrefoptError
+from ..models.diffusion import ImageModel
+from .config import DataConfig
+from .example import ENUMERATED, Example
+from .images import check_image
+from .latents import ImageSet, encode_examples
+from .prepare import OPTIONAL, prompt_key
+from .source import read_image_examples
+from .store import enumerate_names
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """The image data of a run and its record (counts, dropped rows by reason, sizes, fingerprint, notes)."""
+
+    train: ImageSet
+    eval: ImageSet | None
+    record: dict[str, Any]
+
+
+def prepare_images(
+    data: DataConfig, model: ImageModel, *, needs: Iterable[str] = (), flip: bool = False, progress: bool = True
+) -> PreparedImages:
+    """Reads and checks every row, then encodes what the cache does not hold.
+
+    `needs` as in `prepare_text`. `flip`: training images are mirrored at random. Raises PrefoptError by the rule for
+    rows, before anything is encoded.
+    """
+    asked = frozenset(needs) | frozenset(data.use)
+    train, record = read_image_examples(data, needs_pairs=False, needs=asked)
+    held_out: list[Example] = []
+    if data.eval_paths:
+        held_out, record["eval_data"] = read_image_examples(data, needs_pairs=False, held_out=True, needs=asked)
+    elif data.eval_fraction:
+        inside = [prompt_key(e, str(data.seed)) / 2**64 < data.eval_fraction for e in train]
+        held_out = [e for e, out in zip(train, inside, strict=True) if out]
+        train = [e for e, out in zip(train, inside, strict=True) if not out]
+    for name, part in {"train": train, "eval": held_out}.items():
+        if not part and (name == "train" or data.eval_paths or data.eval_fraction):
+            raise PrefoptError(
+                f"data: no example is left for {name} ({record['rows']} rows were read); change data.eval_fraction or "
+                "give more data"
+            )
+    numbered, notes = _numbered([*train, *held_out], asked)
+    train, held_out = numbered[: len(train)], numbered[len(train) :]
+    record |= {"paths": data.paths, "train": {"examples": len(train)}, "images": _sizes(train, model.resolution)}
+    record |= notes | ({"eval": {"examples": len(held_out)}} if held_out else {})
+    encoded = encode_examples(train, model, flip=flip, progress=progress)
+    evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
+    return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
+
+
+def _numbered(examples: Sequence[Example], asked: frozenset[str]) -> tuple[list[Example], dict[str, Any]]:
+    """Examples with the notes that all of them have, names as numbers; and what the record says about it."""
+    sums = Counter(name for e in examples for name in e.notes if name not in OPTIONAL or name in asked)
+    kept = sorted(name for name, n in sums.items() if n == len(examples))
+    names = {n: enumerate_names({v for e in examples for v in e.notes[n]}) for n in kept if n in ENUMERATED}
+
+    def values(name: str, example: Example) -> list[Any]:
+        given = list(example.notes[name])
+        return [names[name].index(v) for v in given] if name in names else given
+
+    numbered = [replace(e, notes={n: values(n, e) for n in kept}) for e in examples]
+    available = [*kept, *(["pairs"] if all(e.pairs for e in examples) else [])]
+    partial = {name: n for name, n in sums.items() if name not in kept}
+    return numbered, {"notes": available, "names": names, "incomplete_notes": partial}
+
+
+def _sizes(examples: Sequence[Example], resolution: int) -> dict[str, Any]:
+    """How many images the resize rule touches, and how many examples mix sizes: worth a look before training."""
+    counts = {"resolution": resolution, "resized": 0, "enlarged": 0, "examples_of_mixed_size": 0}
+    for example in examples:
+        sizes = [check_image(r, Path(example.file).parent) for r in example.responses]
+        counts["resized"] += sum(size != (resolution, resolution) for size in sizes)
+        counts["enlarged"] += sum(min(size) < resolution for size in sizes)
+        counts["examples_of_mixed_size"] += len(set(sizes)) > 1
+    return counts
