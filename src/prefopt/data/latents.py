@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,31 +33,47 @@ class EncodedImages:
     """One caption and its k images, as the denoiser reads them."""
 
     index: int
-    mean: Tensor  # [k, C, h, w]
-    std: Tensor  # [k, C, h, w]
+    mean: Tensor  # [k, V, C, h, w] of V views: the image, and if asked the flipped image
+    std: Tensor  # [k, V, C, h, w]
     condition: dict[str, Tensor]  # "text" [L, D], "pooled" [E], "time_ids" [6]
     pairs: tuple[tuple[int, int], ...]
     notes: Mapping[str, Any]
+    held_out: bool = False
 
 
+@dataclass(frozen=True)
 class ImageSet:
-    """Image examples whose latents and captions lie in the cache; see `encode_examples`."""
+    """Image examples whose latents and captions lie in the cache; made by `encode_examples`."""
 
-    def __init__(self, examples: Sequence[Example], images: list[list[Path]], captions: list[Path], shared: dict[str, Tensor]):
-        self.examples, self.images, self.captions, self.shared = list(examples), images, captions, shared
-        self.tokens = np.array([len(e.responses) for e in self.examples])
-        names = "".join(p.name for row, c in zip(images, captions, strict=True) for p in [c, *row])
-        self.fingerprint = hashlib.sha256((names + repr([e.pairs for e in self.examples])).encode()).hexdigest()
+    examples: list[Example]
+    images: list[list[list[Path]]]  # example -> image -> view
+    captions: list[Path]
+    shared: dict[str, Tensor]  # conditions that are the same for all
+    held_out: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> EncodedImages:
-        latents = [_read(path) for path in self.images[index]]
-        condition = _read(self.captions[index]) | self.shared
-        mean, std = torch.stack([x["mean"] for x in latents]), torch.stack([x["std"] for x in latents])
-        example = self.examples[index]
-        return EncodedImages(index, mean, std, condition, example.pairs, example.notes)
+        latents = [[_read(view) for view in image] for image in self.images[index]]
+        mean = torch.stack([torch.stack([v["mean"] for v in image]) for image in latents])
+        std = torch.stack([torch.stack([v["std"] for v in image]) for image in latents])
+        condition, example = _read(self.captions[index]) | self.shared, self.examples[index]
+        return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """[n] cost of each example: its number of images."""
+        return np.array([len(e.responses) for e in self.examples])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is trained on: latents, captions, pairs and annotations."""
+        digest = hashlib.sha256()
+        for example, images, caption in zip(self.examples, self.images, self.captions, strict=True):
+            names = [caption.name, *(str(v.relative_to(v.parents[1])) for image in images for v in image)]
+            digest.update(repr((names, example.pairs, sorted(example.notes.items()))).encode())
+        return digest.hexdigest()
 
 
 def default_cache() -> Path:
@@ -69,27 +86,34 @@ def encode_examples(
     examples: Sequence[Example],
     model: ImageModel,
     *,
+    flip: bool = False,
+    held_out: bool = False,
     cache: Path | None = None,
     batch_size: int = 16,
     progress: bool = True,
 ) -> ImageSet:
-    """Encode what the cache does not hold yet. Raises PrefoptError, naming file and row, for images that cannot be
+    """Encode what the cache does not hold yet; `flip`: the mirrored images too. Raises PrefoptError, naming file and row, for images that cannot be
     decoded and for latents that are not finite."""
     cache = cache or default_cache()
-    images, todo = _places(examples, model, cache)
+    images, todo = _places(examples, model, cache, ("", "-flipped") if flip else ("",))
     for some in _batches(todo, batch_size, progress, "images to latents"):
-        pixels = torch.stack([to_pixels(_load(value, e), model.resolution) for _, value, e in some])
+        pixels = torch.stack([_pixels(*item, model.resolution) for item in some])
         for (path, _, example), mean, std in zip(some, *model.encode_images(pixels), strict=True):
             if not bool(torch.isfinite(mean).all() & torch.isfinite(std).all()):
                 raise PrefoptError(f"{example.origin}: the VAE's latents are not finite; load the model in float32")
             _write(path, {"mean": mean, "std": std})
     captions = encode_captions([str(e.prompt) for e in examples], model, cache=cache, progress=progress)
     shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
-    return ImageSet(examples, images, captions, shared)
+    return ImageSet(list(examples), images, captions, shared, held_out)
 
 
 def encode_captions(
-    captions: Sequence[str], model: ImageModel, *, cache: Path | None = None, batch_size: int = 64, progress: bool = True
+    captions: Sequence[str],
+    model: ImageModel,
+    *,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
 ) -> list[Path]:
     """Where the embeddings of each caption lie: {"text": [L, D], "pooled": [E]}; equal captions share a file."""
     encoders = {n: m for n, m in model.frozen.items() if n.startswith("text_encoder")}
@@ -136,17 +160,27 @@ def fingerprint(parts: Mapping[str, nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def _places(examples: Sequence[Example], model: ImageModel, cache: Path) -> tuple[list[list[Path]], list[tuple]]:
-    """The file of every image, and (file, image, example) of those that are not there yet, each once."""
+def _places(
+    examples: Sequence[Example], model: ImageModel, cache: Path, views: Sequence[str]
+) -> tuple[list[list[list[Path]]], list[tuple[Path, Any, Example]]]:
+    """The file of every view of every image, and (file, image, example) of those not there yet, each once."""
     vae = {n: m for n, m in model.frozen.items() if n == "vae"}
     folder = cache / f"latents-{fingerprint(vae)[:16]}-{model.resolution}"
-    todo: dict[Path, tuple] = {}
+    todo: dict[Path, tuple[Path, Any, Example]] = {}
     places = []
     for example in examples:
-        row = [folder / f"{_digest(_content(r, example))}.safetensors" for r in example.responses]
-        todo |= {p: (p, r, example) for p, r in zip(row, example.responses, strict=True) if not p.exists()}
+        names = [_digest(_content(image, example)) for image in example.responses]
+        row = [[folder / f"{name}{view}.safetensors" for view in views] for name in names]
+        for image, paths in zip(example.responses, row, strict=True):
+            todo |= {p: (p, image, example) for p in paths if not p.exists()}
         places.append(row)
     return places, list(todo.values())
+
+
+def _pixels(path: Path, image: Any, example: Example, resolution: int) -> Tensor:
+    """[3, R, R] of the view that belongs into this file."""
+    pixels = to_pixels(_load(image, example), resolution)
+    return pixels.flip(-1) if path.stem.endswith("-flipped") else pixels
 
 
 def _content(value: Any, example: Example) -> bytes:

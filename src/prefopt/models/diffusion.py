@@ -1,0 +1,253 @@
+"""Image models: a diffusers pipeline folder, recognised by its parts; its denoiser made trainable, and saved again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrefoptError
+from ..scoring.conditioning import Kind
+from ..scoring.schedules import Schedule
+
+ADAPTED = ("to_k", "to_q", "to_v", "to_out.0")
+"""Attention projections that a LoRA changes unless told otherwise (the choice of diffusers' DPO scripts)."""
+ADAPTED_SD3 = (*ADAPTED, "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A pipeline and what training needs to know about it.
+
+    resolution  side of the square images in pixels; latents are [C, resolution / factor, resolution / factor]
+    """
+
+    pipeline: Any
+    kind: Kind
+    schedule: Schedule
+    resolution: int
+    source: str
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.pipeline.transformer if self.kind == "sd3" else self.pipeline.unet
+
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """The VAE and the text encoders, by name: they are read, never trained."""
+        parts = self.pipeline.components.items()
+        return {n: m for n, m in parts if isinstance(m, nn.Module) and m is not self.denoiser}
+
+    @torch.no_grad()
+    def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """{"text": [N, L, D]} and, for SDXL and SD3, {"pooled": [N, E]}, by the pipeline's own rule.
+
+        SDXL: hidden state -2 of both encoders side by side, pooled embedding of the last encoder only.
+        """
+        encode, texts = self.pipeline.encode_prompt, list(captions)
+        device = self.pipeline.text_encoder.device
+        if self.kind == "sd":
+            text, _ = encode(texts, device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+            return {"text": text}
+        prompts = {"prompt": texts, "prompt_2": texts} | ({"prompt_3": texts} if self.kind == "sd3" else {})
+        text, _, pooled, _ = encode(**prompts, device=device, do_classifier_free_guidance=False)
+        return {"text": text, "pooled": pooled}
+
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation [N, C, h, w] (float32) of the latents' posterior, in the denoiser's units.
+
+        `pixels` [N, 3, H, W] in [-1, 1]. A pipeline without VAE works on pixels: their own mean, deviation 0.
+        Raises PrefoptError for any other range: bytes, or NaN.
+        """
+        if not pixels.is_floating_point() or not bool((pixels.abs() <= 1 + 1e-4).all()):
+            raise PrefoptError(
+                f"pixels must be numbers in [-1, 1]; these are {pixels.dtype} in [{pixels.min():g}, {pixels.max():g}]. "
+                "Divide bytes by 127.5 and take 1 off"
+            )
+        vae = self.pipeline.components.get("vae")
+        if vae is None:
+            return pixels.float(), torch.zeros_like(pixels, dtype=torch.float32)
+        dtype = vae.dtype
+        overflows = dtype == torch.float16 and vae.config.get("force_upcast")  # SDXL's VAE in half precision
+        if overflows:
+            vae.to(torch.float32)
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+        if overflows:
+            vae.to(dtype)
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return (mean - self._shift(mean)) * self._scale(mean), std * self._scale(std)
+
+    def _shift(self, like: Tensor) -> Tensor | float:
+        config = self.pipeline.vae.config
+        if config.get("latents_mean") is not None:
+            return torch.tensor(config.latents_mean).to(like)[:, None, None]
+        return config.get("shift_factor") or 0.0
+
+    def _scale(self, like: Tensor) -> Tensor | float:
+        config = self.pipeline.vae.config
+        if config.get("latents_std") is not None:
+            return config.scaling_factor / torch.tensor(config.latents_std).to(like)[:, None, None]
+        return config.scaling_factor
+
+
+def load_image_model(path: str | Path, *, dtype: torch.dtype = torch.float32, resolution: int | None = None) -> ImageModel:
+    """Load a diffusers pipeline (a folder, or a hub name) and recognise its kind by its parts.
+
+    Raises PrefoptError if it cannot be read, is of no supported kind, or its scheduler and denoiser do not fit.
+    """
+    from diffusers import DiffusionPipeline
+
+    place, local = Path(path), Path(path).is_dir()
+    if local and not (place / "model_index.json").is_file():
+        raise PrefoptError(f"{path}: no model_index.json, so this is not a diffusers pipeline folder")
+    if not local and (place.is_absolute() or str(path).startswith((".", "~"))):
+        raise PrefoptError(f"{path}: there is no such folder; give a diffusers pipeline folder or a hub name")
+    try:
+        options = _absent(place) if local else {}
+        pipeline = DiffusionPipeline.from_pretrained(str(path), torch_dtype=dtype, local_files_only=local, **options)
+    except Exception as error:  # diffusers raises a dozen types for a damaged folder
+        raise PrefoptError(f"{path}: diffusers cannot load this pipeline: {error}") from error
+    return image_model(pipeline, source=str(path), resolution=resolution)
+
+
+def _absent(folder: Path) -> dict[str, None]:
+    """The parts that were saved as absent (SD3's T5): diffusers wants to be told so again."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
+
+
+def image_model(pipeline: Any, *, source: str = "pipeline", resolution: int | None = None) -> ImageModel:
+    """What `load_image_model` makes, from a pipeline that is already in memory. All parts become frozen."""
+    kind = _kind(pipeline, source)
+    schedule = Schedule.of(pipeline.scheduler)
+    if (kind == "sd3") != (schedule.prediction == "flow"):
+        raise PrefoptError(
+            f"{source}: the scheduler says '{schedule.prediction}' ({type(pipeline.scheduler).__name__}), which a "
+            f"{'flow transformer' if kind == 'sd3' else 'diffusion UNet'} cannot have been trained on; "
+            "save the pipeline with the scheduler of its training"
+        )
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval()
+    model = ImageModel(pipeline, kind, schedule, 0, source)
+    size = _resolution(model, resolution)
+    return ImageModel(pipeline, kind, schedule, size, source)
+
+
+def _kind(pipeline: Any, source: str) -> Kind:
+    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+
+    parts = pipeline.components
+    encoders = [n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if parts.get(n) is not None]
+    unet, transformer = parts.get("unet"), parts.get("transformer")
+    kind: Kind | None = None
+    if isinstance(transformer, SD3Transformer2DModel) and encoders[:2] == ["text_encoder", "text_encoder_2"]:
+        kind = "sd3"
+    elif isinstance(unet, UNet2DConditionModel) and unet.config.class_embed_type is None:
+        added = unet.config.addition_embed_type
+        kind = {("text_encoder",): "sd" if added is None else None}.get(tuple(encoders))  # type: ignore[assignment]
+        if encoders == ["text_encoder", "text_encoder_2"] and added == "text_time":
+            kind = "sdxl"
+    if kind is None:
+        denoiser = unet if transformer is None else transformer
+        raise PrefoptError(
+            f"{source}: a {type(pipeline).__name__} with {type(denoiser).__name__} and {encoders or 'no text encoder'} "
+            "is of no supported kind. Supported: Stable Diffusion (UNet2DConditionModel, one CLIP encoder), SDXL (two, "
+            "with time ids), SD3 (SD3Transformer2DModel, two CLIP encoders, T5 optional)"
+        )
+    _check_channels(pipeline, kind, source)
+    return kind
+
+
+def _check_channels(pipeline: Any, kind: Kind, source: str) -> None:
+    """The denoiser must map latents to latents, and read exactly what its text encoders give."""
+    net = (pipeline.transformer if kind == "sd3" else pipeline.unet).config
+    vae = pipeline.components.get("vae")
+    latent = vae.config.latent_channels if vae is not None else net.in_channels
+    if net.in_channels != latent or net.out_channels != latent:
+        raise PrefoptError(
+            f"{source}: the denoiser maps {net.in_channels} to {net.out_channels} channels and the latents have {latent}; "
+            "inpainting models and learned variances are not supported"
+        )
+    if kind == "sdxl":
+        reads = pipeline.unet.add_embedding.linear_1.in_features
+        gives = 6 * net.addition_time_embed_dim + pipeline.text_encoder_2.config.projection_dim
+        if reads != gives:
+            raise PrefoptError(
+                f"{source}: the UNet reads {reads} added features, but the pooled text and 6 time ids give {gives}; "
+                "this looks like the SDXL refiner, which is not supported"
+            )
+
+
+def _resolution(model: ImageModel, asked: int | None) -> int:
+    side = model.denoiser.config.sample_size
+    factor = model.pipeline.vae_scale_factor if model.pipeline.components.get("vae") is not None else 1
+    if asked is None:
+        if not isinstance(side, int):
+            raise PrefoptError(f"{model.source}: sample_size {side} of the denoiser is not one number; give the resolution")
+        return side * factor
+    step = factor * (model.denoiser.config.patch_size if model.kind == "sd3" else 1)
+    if asked <= 0 or asked % step:
+        raise PrefoptError(f"resolution {asked} must be a positive multiple of {step} for {model.source}")
+    return asked
+
+
+# ------------------------------------------------------------------------------------------------ training and saving
+def make_trainable(model: ImageModel, adapter: Mapping[str, Any] | None = None) -> nn.Module:
+    """The denoiser, all of it trainable, or with a LoRA {r, alpha, dropout, target_modules} on its attention.
+
+    Trainable parameters are float32 whatever the base's type. Raises PrefoptError for an adapter that fits nothing.
+    """
+    net = model.denoiser
+    if adapter is None:
+        for parameter in net.requires_grad_(True).parameters():
+            parameter.data = parameter.data.float()
+        return net
+    from peft import LoraConfig
+
+    default = ADAPTED_SD3 if model.kind == "sd3" else ADAPTED
+    rank = adapter.get("r") or 8
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=adapter.get("alpha") or rank,
+        lora_dropout=adapter.get("dropout") or 0.0,
+        target_modules=adapter.get("target_modules") or list(default),
+    )
+    try:
+        net.add_adapter(config)
+    except ValueError as error:
+        raise PrefoptError(f"model.adapter does not fit {type(net).__name__}: {error}") from error
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return net
+
+
+def save_image_model(model: ImageModel, folder: Path) -> None:
+    """The whole pipeline, or, if the denoiser carries a LoRA, `pytorch_lora_weights.safetensors`.
+
+    Plain diffusers loads the first by `DiffusionPipeline.from_pretrained(folder)` and the second by
+    `pipeline.load_lora_weights(folder)` on the starting pipeline; alpha and rank travel in the file's metadata.
+    """
+    net = model.denoiser
+    if not getattr(net, "peft_config", None):
+        model.pipeline.save_pretrained(folder)
+        return
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    part = "transformer" if model.kind == "sd3" else "unet"
+    weights = get_peft_model_state_dict(net)
+    weights = weights if part == "transformer" else convert_state_dict_to_diffusers(weights)
+    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    settings = net.peft_config["default"].to_dict()
+    settings["target_modules"] = sorted(settings["target_modules"])
+    layers = {f"{part}_lora_layers": weights, f"{part}_lora_adapter_metadata": settings}
+    type(model.pipeline).save_lora_weights(str(folder), **layers)

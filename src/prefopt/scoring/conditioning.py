@@ -1,0 +1,48 @@
+"""One call of a denoiser, whatever its kind: which argument the text, the pooled text and the sizes go to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["sd", "sdxl", "sd3"]
+
+CONDITIONS: dict[Kind, tuple[str, ...]] = {
+    "sd": ("text",),
+    "sdxl": ("text", "pooled", "time_ids"),
+    "sd3": ("text", "pooled"),
+}
+"""What each kind is conditioned on: text [N, L, D], pooled [N, E] (SDXL, SD3), time_ids [N, 6] (SDXL)."""
+
+
+def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+    """The network's answer [R, C, H, W] for noised latents [R, C, H, W] at times [R]; one condition per row.
+
+    `denoiser` may be wrapped (DDP, FSDP): it is only called. Inputs are cast to the type of its parameters.
+    """
+    dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
+    text = condition["text"].to(dtype)
+    noisy = noisy.to(dtype)
+    if kind == "sd3":
+        pooled = condition["pooled"].to(dtype)
+        out = denoiser(
+            hidden_states=noisy,
+            timestep=time.to(dtype),
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            return_dict=False,
+        )
+    elif kind == "sdxl":
+        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": condition["time_ids"].to(dtype)}
+        out = denoiser(noisy, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)
+    else:
+        out = denoiser(noisy, time, encoder_hidden_states=text, return_dict=False)
+    return out[0]
+
+
+def time_ids(resolution: int) -> Tensor:
+    """[6] SDXL's (original height, width, crop top, left, target height, width); the official script's (R,R,0,0,R,R)."""
+    return torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)

@@ -1,0 +1,197 @@
+"""Scores of images under a diffusion or flow model: minus the squared error of one denoising step (2311.12908).
+
+The likelihood of an image is out of reach; its bound is a sum of denoising errors over noise levels, and one random
+level per step stands for the sum. So `log p(image)` becomes `-||net(z_t, t, caption) - y||^2`, additive over elements
+and counted (C*H*W), and every method that reads `Scores` reads images: `.sum()` is the norm of the paper's equation,
+`.mean()` the per-element mean of the official code.
+
+Noise, noise level and caption dropout are drawn once per GROUP and shared by all images of its prompt; each image has
+its own view and its own sample of the latents' posterior. All are drawn on the CPU from (seed, epoch, example), so they
+are the same whatever the batching, the process and the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrefoptError
+from ..objectives.scores import Scores
+from .base import Draw, Needs, Scored
+from .conditioning import CONDITIONS, Kind, predict
+from .schedules import Schedule, noised, target
+
+
+class ImageExample(Protocol):
+    """One caption with k images: what a data set of images gives to the scorer."""
+
+    index: int
+    mean: Tensor  # [k, V, C, H, W] posterior of the latents, in the denoiser's units, of V views (as is, flipped)
+    std: Tensor  # [k, V, C, H, W]
+    held_out: bool  # evaluated only: its caption is never dropped
+    condition: Mapping[str, Tensor]  # "text" [L, D], "pooled" [E], "time_ids" [6]
+    pairs: Sequence[tuple[int, int]]  # (better, worse) indices into the k images
+    notes: Mapping[str, Sequence[float]]  # annotations, one per image or one per pair
+
+
+@dataclass
+class ImageBatch:
+    """G captions with R images in all. Coefficients as in `schedules`: z_t = signal * latents + sigma * noise."""
+
+    latents: Tensor  # [R, C, H, W]
+    noise: Tensor  # [G, C, H, W]
+    signal: Tensor  # [G] float64
+    sigma: Tensor  # [G] float64
+    time: Tensor  # [G] what the network reads
+    condition: dict[str, Tensor]  # name -> [G, ...]
+    notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
+    filler: bool = False
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        tensors = {n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time")}
+        condition = {k: move(v) for k, v in self.condition.items()}
+        return replace(self, **tensors, condition=condition, notes={k: move(v) for k, v in self.notes.items()})
+
+    def counts(self) -> dict[str, Tensor]:
+        """{"responses": [R, 1]}: every image sums over all its C*H*W elements."""
+        each = float(self.latents[0].numel())
+        return {"responses": self.latents.new_full((len(self.latents), 1), each)}
+
+
+class DenoisingScorer:
+    """The `Scorer` of images.
+
+    empty           condition of the empty caption, without batch axis
+    caption_dropout probability that a whole group is denoised without its caption (keeps guidance working)
+    reference       a frozen network; None: the policy with its adapters switched off
+    notes           annotations that the data has
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        schedule: Schedule,
+        empty: Mapping[str, Tensor],
+        *,
+        seed: int = 0,
+        caption_dropout: float = 0.2,
+        reference: nn.Module | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        if not 0 <= caption_dropout <= 1:
+            raise PrefoptError(f"caption_dropout {caption_dropout} must lie in [0, 1]")
+        if reference is not None and any(p.requires_grad for p in reference.parameters()):
+            raise PrefoptError("the reference network is trainable; freeze it (requires_grad_(False)) before scoring")
+        if seed < 0:
+            raise PrefoptError(f"seed {seed} must not be negative")
+        self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
+        self.seed, self.caption_dropout, self.reference = seed, caption_dropout, reference
+        self.notes = set(notes)
+        self._require(self.empty, "the empty caption")
+
+    def offers(self) -> set[str]:
+        return {"scores:policy", "scores:reference", "notes:group", *(f"notes:{name}" for name in self.notes)}
+
+    # ---- drawing
+    def collate(self, draws: Sequence[Draw]) -> ImageBatch:
+        """One batch, all randomness included. Raises PrefoptError for conditions or latents that do not fit."""
+        groups = [self._group(draw.example, draw.epoch) for draw in draws]
+        t = torch.stack([g["t"] for g in groups])
+        level = self.schedule.level(t)
+        names = CONDITIONS[self.kind]
+        return ImageBatch(
+            latents=torch.cat([g["latents"] for g in groups]),
+            noise=torch.stack([g["noise"] for g in groups]),
+            signal=level.signal,
+            sigma=level.sigma,
+            time=level.time,
+            condition={n: torch.stack([g["condition"][n] for g in groups]) for n in names},
+            notes=_notes([draw.example for draw in draws]),
+        )
+
+    def _group(self, example: ImageExample, epoch: int) -> dict:
+        seeds = np.random.SeedSequence((self.seed, epoch, example.index)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seeds[0]))
+        t = self.schedule.draw(generator)
+        dropped = bool(torch.rand((), generator=generator) < self.caption_dropout) and not example.held_out
+        k, views, *shape = example.mean.shape
+        noise = torch.randn(shape, generator=generator)
+        view = torch.randint(views, (k,), generator=generator)
+        mean, std = example.mean[torch.arange(k), view], example.std[torch.arange(k), view]
+        latents = mean + std * torch.randn(mean.shape, generator=generator)
+        self._require(example.condition, f"example {example.index}")
+        return {"t": t, "noise": noise, "latents": latents, "condition": self.empty if dropped else example.condition}
+
+    def _require(self, condition: Mapping[str, Tensor], where: str) -> None:
+        missing = [n for n in CONDITIONS[self.kind] if n not in condition]
+        if missing:
+            raise PrefoptError(f"{where}: a {self.kind} model is conditioned on {missing[0]}, which is not there")
+
+    # ---- scoring
+    def score(self, model: nn.Module, batch: ImageBatch, needs: Needs, grad: bool = True) -> Scored:
+        """{"responses": {"policy": [R, 1], "reference": [R, 1]}}, as asked; the reference never carries gradient."""
+        if not grad:
+            return {}
+        group = batch.notes["group"]
+        precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        latents, noise = batch.latents.to(precise), batch.noise.to(precise)[group]
+        signal, sigma = batch.signal.to(precise)[group], batch.sigma.to(precise)[group]
+        noisy = noised(latents, noise, signal, sigma)
+        goal = target(self.schedule.prediction, latents, noise, signal, sigma)
+        condition = {n: x[group] for n, x in batch.condition.items()}
+
+        def errors(net: nn.Module) -> Scores:
+            answer = predict(net, self.kind, noisy, batch.time[group], condition)
+            values = -(answer.to(precise) - goal).square().flatten(1).sum(1, keepdim=True)
+            return Scores(values, torch.full_like(values, float(goal[0].numel())))
+
+        scores = {}
+        if "scores:reference" in needs:
+            with torch.no_grad():
+                scores["reference"] = self._by_reference(model, errors, noisy.device)
+        if "scores:policy" in needs:
+            scores["policy"] = errors(model)
+        return {"responses": scores}
+
+    def _by_reference(self, model: nn.Module, errors, device: torch.device) -> Scores:
+        if self.reference is not None:
+            return errors(self.reference.to(device))
+        with adapters_off(model):
+            return errors(model)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The network without its adapters, wrapped or not. Raises PrefoptError if it has none."""
+    layers = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+    if not layers:
+        raise PrefoptError("there is no reference: the model has no adapter to switch off; give a frozen copy")
+    before = [m._disable_adapters for m in layers]
+    try:
+        for m in layers:  # peft's own switch would also touch requires_grad; forwards read this flag alone
+            m._disable_adapters = True
+        yield
+    finally:
+        for m, off in zip(layers, before, strict=True):
+            m._disable_adapters = off
+
+
+def _notes(examples: Sequence[ImageExample]) -> dict[str, Tensor]:
+    """Annotations side by side, and who belongs to whom: `group` [R], `pairs` [P, 2] rows of the batch."""
+    sizes = [len(example.mean) for example in examples]
+    starts = np.cumsum([0, *sizes[:-1]])
+    pairs = [(start + w, start + l) for start, e in zip(starts, examples, strict=True) for w, l in e.pairs]
+    notes = {name: torch.tensor([v for e in examples for v in e.notes[name]]) for name in examples[0].notes}
+    notes["group"] = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    if pairs:
+        notes["pairs"] = torch.tensor(pairs, dtype=torch.long)
+    return notes

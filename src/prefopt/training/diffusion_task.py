@@ -1,0 +1,146 @@
+"""The image modality: a diffusers pipeline, cached latents, denoising scores, a reference."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import RunConfig
+from ..data.latents import empty_condition, fingerprint
+from ..data.prepare_images import prepare_images
+from ..errors import PrefoptError
+from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
+from ..objectives.method import Method
+from ..scoring.denoising import DenoisingScorer
+from ..scoring.schedules import Schedule
+from .task import Task
+from .text_task import data_needs
+
+log = logging.getLogger("prefopt")
+
+TEXT_ONLY_MODEL = ("attention", "disable_dropout", "revision")
+
+
+def diffusion_task(config: RunConfig, method: Method) -> Task:
+    """Model, data and scorer of an image run. Raises PrefoptError for whatever cannot be trained on."""
+    _refuse_without_effect(config)
+    model = load_image_model(config.model.path, dtype=_dtype(config), resolution=config.denoising.resolution)
+    schedule = _schedule(config, model)
+    needs = method.needs()
+    if torch.cuda.is_available():
+        model.pipeline.to("cuda")  # encoding is faster there; the trainer moves the denoiser itself
+    data = prepare_images(config.data, model, needs=data_needs(needs), flip=config.denoising.random_flip)
+    empty = empty_condition(model)
+    for part in model.frozen.values():
+        part.to("cpu")
+    _tell(data.record)
+    identity = fingerprint({"denoiser": model.denoiser})
+    kind = _reference_kind(config) if "scores:reference" in needs else None
+    frozen = _frozen(config, model) if kind == "frozen" else None
+    net = make_trainable(model, config.model.adapter and config.model.adapter.model_dump())
+    if kind == "adapter_off":
+        _refuse_noise(net)
+    _with_checkpointing(net)
+    scorer = DenoisingScorer(
+        model.kind,
+        schedule,
+        empty,
+        seed=int(config.train.get("data_seed") or config.train.get("seed") or 0),
+        caption_dropout=config.denoising.caption_dropout,
+        reference=frozen,
+        notes=data.record["notes"],
+    )
+    record: dict[str, Any] = {
+        "data": data.record,
+        "model": {"path": config.model.path, "kind": model.kind, "prediction": schedule.prediction, "fingerprint": identity},
+        "reference_is_start": kind is not None and config.reference.path is None,
+    }
+    if kind is not None:
+        other = identity if config.reference.path is None else fingerprint({"denoiser": frozen})  # type: ignore[dict-item]
+        record["reference"] = {"kind": kind, "identity": other}
+
+    def save(trained: nn.Module, folder: Path) -> None:
+        trained.to("cpu")
+        save_image_model(model, folder)
+
+    return Task(net, data.train, data.eval, scorer, save, record)
+
+
+def _refuse_without_effect(config: RunConfig) -> None:
+    for key in TEXT_ONLY_MODEL:
+        if key in config.given("model"):
+            raise PrefoptError(f"model.{key} has no effect on a diffusion model")
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    return torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
+
+
+def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
+    given = config.given("denoising") & {"flow_sampling", "flow_shift"}
+    if not given:
+        return model.schedule
+    if model.schedule.prediction != "flow":
+        key = sorted(given)[0]
+        raise PrefoptError(f"denoising.{key} has no effect: {config.model.path} predicts {model.schedule.prediction}, no flow")
+    return model.schedule.drawn_by(config.denoising.flow_sampling, config.denoising.flow_shift)
+
+
+def _reference_kind(config: RunConfig) -> str:
+    """adapter_off or frozen. Raises PrefoptError for what images do not have."""
+    kind = config.reference.kind
+    if kind == "store":
+        raise PrefoptError("reference.kind = store: denoising errors depend on fresh noise, so there is nothing to store")
+    if kind == "adapter_off" and (config.model.adapter is None or config.reference.path is not None):
+        raise PrefoptError("reference.kind = adapter_off needs model.adapter, and no reference.path; take frozen, or auto")
+    if kind == "auto":
+        return "frozen" if config.model.adapter is None or config.reference.path is not None else "adapter_off"
+    return kind
+
+
+def _frozen(config: RunConfig, model: ImageModel) -> nn.Module:
+    """A frozen copy of the start, or the denoiser of `reference.path`, which must read the same latents and captions."""
+    if config.reference.path is None:
+        return copy.deepcopy(model.denoiser).requires_grad_(False).eval()
+    other = load_image_model(config.reference.path, dtype=_dtype(config), resolution=config.denoising.resolution)
+    same = (other.kind, other.schedule.prediction) == (model.kind, model.schedule.prediction)
+    if not same or fingerprint(other.frozen) != fingerprint(model.frozen):
+        raise PrefoptError(
+            f"reference.path = {config.reference.path}: it is another kind of model, or has another VAE or text encoder "
+            f"than {config.model.path}, so the same latents and captions mean something else to it"
+        )
+    return other.denoiser
+
+
+def _refuse_noise(net: nn.Module) -> None:
+    """With an adapter switched off, dropout of the base would make policy and reference differ at random."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:
+            raise PrefoptError(f"the base model's dropout '{name}' (p = {module.p}) is active; set reference.kind = frozen")
+
+
+def _with_checkpointing(net: nn.Module) -> None:
+    """The trainer asks by transformers' names."""
+
+    def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        net.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    net.gradient_checkpointing_enable = enable  # type: ignore[assignment]
+
+
+def _tell(record: dict[str, Any]) -> None:
+    for reason, dropped in record["dropped"].items():
+        log.warning("%s: %d rows dropped (%s ...)", reason, dropped["count"], ", ".join(dropped["rows"][:3]))
+    sizes = record["images"]
+    if sizes["examples_of_mixed_size"] or sizes["enlarged"]:
+        log.warning(
+            "%d examples mix image sizes and %d images are smaller than %d pixels; all are resized and cropped",
+            sizes["examples_of_mixed_size"],
+            sizes["enlarged"],
+            sizes["resolution"],
+        )

@@ -1,0 +1,180 @@
+"""Tiny pipelines in the real format: Stable Diffusion, SDXL and SD3, small enough to run on two cores."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from .render import COLOURS, ONE, SHAPES, SIZE, TWO
+
+PipelineKind = Literal["sd", "sd-v", "sdxl", "sd3"]
+LATENTS = 4  # channels of the latents
+SIDE = SIZE // 4  # the VAE halves twice
+WIDTH = 32  # of each text encoder
+TOKENS = 12  # longest caption with its two marks
+
+
+def tiny_pipeline(kind: PipelineKind = "sd", seed: int = 0) -> Any:
+    """An untrained diffusers pipeline of 32x32 images: sd (epsilon), sd-v (v-prediction), sdxl, sd3 (flow)."""
+    import diffusers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae, tokenizer, encoder = _vae(shift=0.0 if kind == "sd3" else None), word_tokenizer(), _text_encoder(pooled=kind == "sd3")
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder}
+        if kind in ("sdxl", "sd3"):
+            parts |= {"tokenizer_2": tokenizer, "text_encoder_2": _text_encoder(pooled=True)}
+        if kind == "sd3":
+            scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+            parts |= {
+                "transformer": _transformer(),
+                "text_encoder_3": None,
+                "tokenizer_3": None,
+                "scheduler": scheduler,
+            }
+            return _quiet(diffusers.StableDiffusion3Pipeline(**parts))
+        parts |= {"unet": _unet(kind), "scheduler": _scheduler("v_prediction" if kind == "sd-v" else "epsilon")}
+        if kind == "sdxl":
+            parts["force_zeros_for_empty_prompt"] = False
+            return _quiet(diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False))
+        unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return _quiet(diffusers.StableDiffusionPipeline(**parts, **unused))
+
+
+def word_tokenizer() -> Any:
+    """A CLIPTokenizer whose merges make every word of the world's captions one token."""
+    from transformers import CLIPTokenizer
+
+    words = {"a", "two", *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), "in", "the"}
+    words |= {word for place in ONE | TWO for word in place.split()}
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
+    vocabulary = [*letters, *(f"{c}</w>" for c in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in sorted(words):
+        symbols = [*word[:-1], f"{word[-1]}</w>"]
+        while len(symbols) > 1:
+            pair = _first_merge(symbols, merges)
+            if pair not in merges:
+                merges.append(pair)
+                vocabulary.append("".join(pair))
+            symbols = _merged(symbols, pair)
+    vocabulary = list(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
+    ids = {token: n for n, token in enumerate(vocabulary)}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TOKENS)
+
+
+def _first_merge(symbols: list[str], merges: list[tuple[str, str]]) -> tuple[str, str]:
+    """The merge that BPE would do next: the oldest that applies, or a new one at the front of the word."""
+    pairs = list(zip(symbols, symbols[1:], strict=False))
+    return min((p for p in pairs if p in merges), key=merges.index, default=pairs[0])
+
+
+def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for symbol in symbols:
+        if out and (out[-1], symbol) == pair:
+            out[-1] += symbol
+        else:
+            out.append(symbol)
+    return out
+
+
+def _vae(shift: float | None) -> Any:
+    from diffusers import AutoencoderKL
+
+    channels = (8, 16, 32)
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=LATENTS,
+        norm_num_groups=4,  # few groups: a norm over single channels would hide the colours
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+        shift_factor=shift,  # the SD3 pipeline wants a number, the others ignore it
+    )
+
+
+def _text_encoder(pooled: bool) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = word_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,  # it stays as drawn: words must differ enough to be told apart
+    )
+    return (CLIPTextModelWithProjection if pooled else CLIPTextModel)(config)
+
+
+def _unet(kind: PipelineKind) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    added = {}
+    if kind == "sdxl":
+        size = 8
+        added = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": size,
+            "projection_class_embeddings_input_dim": 6 * size + WIDTH,
+        }
+    return UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        block_out_channels=(48, 96),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=2 * WIDTH if kind == "sdxl" else WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=16,
+        **added,
+    )
+
+
+def _transformer() -> Any:
+    from diffusers import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=SIDE,
+        patch_size=1,
+        in_channels=LATENTS,
+        out_channels=LATENTS,
+        num_layers=3,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        caption_projection_dim=64,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=SIDE,
+    )
+
+
+def _scheduler(prediction: str) -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
+
+
+def _quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

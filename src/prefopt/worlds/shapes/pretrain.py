@@ -1,0 +1,115 @@
+"""Pretraining of the world's model: first the VAE, then the denoiser, each on pictures of the renderer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...models.diffusion import ImageModel
+from ...scoring.conditioning import CONDITIONS, predict, time_ids
+from ...scoring.schedules import noised, target
+from .render import CELL, COLOURS, SHAPES, SIZE, Scene, render, scenes
+
+CAPTION_DROPOUT = 0.1
+
+
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """[N, 32, 32, 3] uint8 -> [N, 3, 32, 32] in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(model: ImageModel, steps: int, rng: np.random.Generator, progress: bool, batch: int = 16) -> float:
+    """Reconstruction with a slight KL, on pictures with something in most cells; sets the scaling factor.
+
+    Returns the squared error per element in [-1, 1] at the end.
+    """
+    vae = model.pipeline.vae.requires_grad_(True).to(memory_format=torch.channels_last).train()
+    pictures = to_pixels(np.stack([_crowded(rng) for _ in range(2048)]))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    error = torch.zeros(())
+    for step in _optimised(vae, steps, 6e-3, progress, "shapes: VAE"):
+        x = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
+        posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        error = (decoded - x).square().mean()
+        step(error + 1e-6 * posterior.kl().mean())
+    vae.requires_grad_(False).to(memory_format=torch.contiguous_format).eval()
+    plain = to_pixels(np.stack([render(s, rng) for s in scenes()]))
+    with torch.no_grad():
+        spread = float(vae.encode(plain).latent_dist.sample(generator).std())
+    vae.register_to_config(scaling_factor=1 / spread)
+    return float(error.detach())
+
+
+def train_denoiser(
+    model: ImageModel, steps: int, rng: np.random.Generator, progress: bool, *, wrong: float, batch: int = 64
+) -> float:
+    """Denoising of captioned pictures; `wrong` is the share of captions that belong to another picture of the scene's
+    neighbourhood, so that the model errs and preferences have something to teach. Returns the last mean error."""
+    net = model.denoiser.requires_grad_(True).train()
+    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    all_ = scenes()
+    truth = np.arange(4096) % len(all_)
+    mean, std = model.encode_images(to_pixels(np.stack([render(all_[i], rng) for i in truth])))
+    said = torch.from_numpy(np.array([_misread(i, all_, rng) if rng.random() < wrong else i for i in truth]))
+    conditions = model.encode_captions([*(s.caption for s in all_), ""])
+    conditions["time_ids"] = time_ids(model.resolution).expand(len(all_) + 1, 6)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    history: list[float] = []
+    for step in _optimised(net, steps, 2e-3, progress, "shapes: denoiser"):
+        rows = torch.randint(len(mean), (batch,), generator=generator)
+        clean = mean[rows] + std[rows] * torch.randn(mean[rows].shape, generator=generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        level = model.schedule.level(torch.stack([model.schedule.draw(generator) for _ in rows]))
+        signal, sigma = level.signal.float(), level.sigma.float()
+        empty = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
+        caption = torch.where(empty, len(all_), said[rows])
+        condition = {n: conditions[n][caption] for n in CONDITIONS[model.kind]}
+        answer = predict(net, model.kind, noised(clean, noise, signal, sigma), level.time, condition)
+        loss = (answer - target(model.schedule.prediction, clean, noise, signal, sigma)).square().mean()
+        step(loss)
+        average.update_parameters(net)
+        history.append(float(loss.detach()))
+    net.load_state_dict(average.module.state_dict())
+    net.requires_grad_(False).eval()
+    return float(np.mean(history[-50:]))
+
+
+def _optimised(net: nn.Module, steps: int, rate: float, progress: bool, name: str) -> Iterator:
+    """`steps` times a function that takes the loss and makes one AdamW step (one cycle of the rate)."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+
+    def step(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+    for _ in tqdm(range(steps), desc=name, disable=not progress):
+        yield step
+
+
+def _crowded(rng: np.random.Generator) -> np.ndarray:
+    """A picture whose cells hold unlike objects, or nothing: more to learn from for the VAE than a scene."""
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for cell in range(4):
+        cells = (cell,) if rng.random() < 0.75 else ()
+        part = np.s_[CELL * (cell // 2) : CELL * (cell // 2 + 1), CELL * (cell % 2) : CELL * (cell % 2 + 1)]
+        picture[part] = render(Scene(rng.choice(list(COLOURS)), rng.choice(SHAPES), cells), rng)[part]
+    return picture
+
+
+def _misread(index: int, all_: list[Scene], rng: np.random.Generator) -> int:
+    """A scene that differs from scene `index` in exactly one of colour, shape, and cells."""
+    own = all_[index]
+
+    def differences(other: Scene) -> int:
+        return (own.colour != other.colour) + (own.shape != other.shape) + (own.cells != other.cells)
+
+    return int(rng.choice([n for n, other in enumerate(all_) if differences(other) == 1]))
