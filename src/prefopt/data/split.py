@@ -10,7 +10,7 @@ from typing import Any
 from prefopt.data.example import Example, Message, Turns
 from prefopt.data.fields import TeachesNothing, Unreadable
 from prefopt.data.messages import said
-from prefopt.data.templates import THINKING, Templates, check_reproduced, has_thinking
+from prefopt.data.templates import THINKING, Templates, check_reproduced, has_thinking, without_thinking
 
 NOTHING_SCORED = "an answer without scored text"
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
@@ -42,6 +42,7 @@ def split(example: Example, responses: Sequence[Turns], templates: Templates) ->
     """Renders prompt and responses. Raises Unreadable where the template refuses or loses something."""
     if not templates.wraps(example.prompt):
         return Split(str(example.prompt), [[Piece(str(r), True)] for r in responses], False, False)
+    templates.check(example.tools)
     prompt = templates.conversation(example.prompt, "user")
     if prompt[-1]["role"] == "assistant":
         raise Unreadable("the prompt ends with an assistant's turn, so no answer can follow", "message")
@@ -70,7 +71,7 @@ def split(example: Example, responses: Sequence[Turns], templates: Templates) ->
 
 
 def thinking_option(answers: Sequence[Sequence[Message]]) -> dict[str, Any]:
-    """Answers without thinking are asked for without thinking, so that no template makes them begin with an empty block."""
+    """Answers without thinking are asked for without it, so that no template makes them begin with an empty block."""
     return {} if any(has_thinking(a) for a in answers) or not answers else {"enable_thinking": False}
 
 
@@ -111,7 +112,7 @@ class _View:
 
         A turn lies between the rendering of what precedes it (with the head of an answer) and the rendering that ends
         with it. Templates that write a turn otherwise once others follow (thinking left out) break this: there the
-        turn is sought by its text.
+        turn is sought: from where its head ends to the next end token, or by its words.
         """
         spans, cursor, exact = [], start, True
         for j, message in enumerate(answer):
@@ -121,7 +122,9 @@ class _View:
                 end = len(self._trimmed(until))
             else:
                 exact = False
-                begin, end = self._sought(message, whole, cursor)
+                begin, end = self._sought(
+                    message, whole, cursor, start if j == 0 else self._head(prompt, answer[:j], whole)
+                )
             if trained[j]:
                 spans.append((begin, end))
             cursor = end
@@ -144,20 +147,28 @@ class _View:
             return text[: len(text) - len(rest)]
         return text if end and text.endswith(end) else text.rstrip()
 
-    def _sought(self, message: Message, whole: str, cursor: int) -> tuple[int, int]:
-        content = said(message)
-        words = (THINKING.sub("", content, count=1) if THINKING.match(content) else content).strip()
+    def _head(self, prompt: list[Message], before: list[Message], whole: str) -> int | None:
+        """Where the whole text and the rendering before an answer begin to differ."""
+        head = self._rendered(prompt, before, generation=True)
+        return None if head is None else _word_end(whole, _common(head, whole), self.templates.special_texts)
+
+    def _sought(self, message: Message, whole: str, cursor: int, head: int | None) -> tuple[int, int]:
+        words, close = without_thinking(said(message)).strip(), self.templates.close[0]
+        if close and head is not None and head >= cursor and message["role"] == "assistant":
+            end = whole.find(close, head)
+            if end >= 0 and words in whole[head:end]:
+                return head, end + len(close)
         begin = whole.find(words, cursor) if words else -1
         if begin < 0:
             raise Unreadable(
                 "the chat template does not reproduce a turn of a longer answer, so it cannot be scored", "message"
             )
-        end, close = begin + len(words), self.templates.close[0]
+        end = begin + len(words)
         return begin, end + len(close) if close and whole.startswith(close, end) else end
 
 
 def _pieces(whole: str, start: int, spans: list[tuple[int, int]], mask_thinking: bool) -> list[Piece]:
-    """Scored spans and what lies between them; thinking blocks that are empty, or masked by the rule, are not scored."""
+    """Scored spans and what lies between; thinking blocks that are empty, or masked by the rule, are not scored."""
     result, cursor = [], start
     pattern = THINKING if mask_thinking else _EMPTY_THOUGHT
     for begin, end in spans:

@@ -85,6 +85,15 @@ class Templates:
         return after[:first], after[first:]
 
     @cached_property
+    def writes_calls(self) -> bool:
+        """Whether the template writes tool calls at all; some leave them out without a word."""
+        call = {"type": "function", "function": {"name": _PROBE, "arguments": {}}}
+        try:
+            return _PROBE in self.render([user("u"), assistant("") | {"tool_calls": [call]}])
+        except Unreadable:
+            return False
+
+    @cached_property
     def special_texts(self) -> list[str]:
         """Texts of the tokenizer's special tokens, longest first."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
@@ -102,9 +111,20 @@ class Templates:
         return not any(t in prompt for t in self.special_texts)
 
     def conversation(self, turns: Turns, role: str) -> list[Message]:
-        """Turns as messages with thinking treated by the rule and parts joined. Raises Unreadable for media parts."""
-        given = [user(turns) if role == "user" else assistant(turns)] if isinstance(turns, str) else turns
-        return [self._message(m) for m in given]
+        """Turns as messages, thinking treated by the rule and parts joined; a string is a turn without the white space
+        around it. Raises Unreadable for media parts."""
+        if isinstance(turns, str):
+            turns = [user(turns.strip()) if role == "user" else assistant(turns.strip())]
+        return [self._message(m) for m in turns]
+
+    def check(self, tools: list[Any] | None) -> None:
+        """Raises PrefoptError for a template that writes no answers, Unreadable for one that leaves these tools out."""
+        if self.close and tools:
+            text, without = (self.render([user("u")], tools=t) for t in (tools, None))
+            if text == without:
+                raise Unreadable(
+                    "the chat template leaves out tools; give one that writes them (data.chat_template)", "message"
+                )
 
     def _message(self, message: Message) -> Message:
         result = {k: v for k, v in message.items() if k != "train"}
@@ -115,6 +135,10 @@ class Templates:
             content = said(message)
         if message["role"] == "assistant":
             content = self._thought(result, content)
+        if message.get("tool_calls") and not self.writes_calls:
+            raise Unreadable(
+                "the chat template leaves out tool calls; give one that writes them (data.chat_template)", "message"
+            )
         result["content"] = content if content is not None else ""
         return result
 
@@ -122,7 +146,7 @@ class Templates:
         """The rule: `strip` removes thinking; otherwise a template that does not know it gets it inside the content."""
         if self.config.thinking == "strip":
             message.pop("reasoning_content", None)
-            return THINKING.sub("", content, count=1) if content and THINKING.match(content) else content
+            return without_thinking(content) if content else content
         if message.get("reasoning_content") and "reasoning_content" not in self.template:
             thought = message.pop("reasoning_content").strip("\n")
             return f"<think>\n{thought}\n</think>\n\n{content or ''}"
@@ -164,15 +188,13 @@ def has_thinking(messages: Iterable[Message]) -> bool:
     return False
 
 
+def without_thinking(content: str) -> str:
+    """An answer without the thinking block at its start."""
+    return THINKING.sub("", content, count=1) if THINKING.match(content) else content
+
+
 def check_reproduced(text: str, messages: Sequence[Message]) -> None:
-    """Raises Unreadable where a rendering lost a tool call or the last answer."""
-    for m in messages:
-        for call in m.get("tool_calls") or ():
-            if call["function"]["name"] not in text:
-                raise Unreadable(
-                    "the chat template leaves out tool calls; give one that writes them (data.chat_template)", "message"
-                )
+    """Raises Unreadable where a rendering lost the last answer."""
     answer = said(messages[-1])
-    bare = THINKING.sub("", answer, count=1) if THINKING.match(answer) else answer
-    if bare.strip() not in text:
+    if without_thinking(answer).strip() not in text:
         raise Unreadable("the chat template does not reproduce the answer", "message")
