@@ -1,7 +1,7 @@
 """Build a world once and find it again: atomic, locked, checked.
 
-A world is a folder with fixed names (see `World`) and a `world.json` that lists every file with its SHA-256. It is built
-in a temporary folder beside its place and renamed into it, so that a killed build leaves nothing that looks finished.
+A world is a folder with fixed names (see `World`) and a `world.json` that lists every file with its SHA-256. It is
+built in a temporary folder beside its place and renamed into it: a killed build leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -70,7 +70,19 @@ def build_once(
     make: Callable[[Path], Mapping[str, Any]],
     cache: Path | str | None = None,
 ) -> World:
-    """The world `name` with these settings: from the cache if it is there and whole, else built by `make`.
+    """The world `name` with these settings: from the cache if it is there and whole, else built by `make`."""
+    return _open(folder_once(name, version=version, settings=settings, make=make, cache=cache))
+
+
+def folder_once(
+    name: str,
+    *,
+    version: str,
+    settings: Mapping[str, Any],
+    make: Callable[[Path], Mapping[str, Any]],
+    cache: Path | str | None = None,
+) -> Path:
+    """`build_once` for a folder that is not a whole world, such as the model that several worlds share.
 
     `make(folder)` writes the parts under the names of `World` (`model/`, `train.jsonl`, ...) into an empty folder and
     returns the facts to remember. `settings` must be JSON; together with `version` (raise it whenever the built files
@@ -90,10 +102,10 @@ def build_once(
                 _build(root, record, make)
     except OSError as error:
         raise PrefoptError(
-            f"cannot build the world '{name}' in {place}: {error}. Give a folder that can be written, with about 100 MB "
-            "free, by setting PREFOPT_CACHE."
+            f"cannot build the world '{name}' in {place}: {error}. Give a folder that can be written, with about "
+            "100 MB free, by setting PREFOPT_CACHE."
         ) from error
-    return _open(root)
+    return root
 
 
 def _key(record: Mapping[str, Any]) -> str:
