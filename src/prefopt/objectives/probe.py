@@ -121,12 +121,18 @@ def trace(m: Method, seed: int = 0) -> Trace:
     return Trace(needs, loss, full)
 
 
-TOLD = ("shape", "grad", "optional", "instead", "fallback", "asked", "of_policy")
+TOLD = ("shape", "dtype", "below", "grad", "optional", "instead", "fallback", "asked", "of_policy")
 
 
 def _told(asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The questions as plain data: what is false or unsaid is left out."""
     needs = {k: {a: v for a, v in s.items() if a in TOLD and v} for k, s in asked.items()}
-    return {k: s | {"asked": _told(s["asked"])} if "asked" in s else s for k, s in needs.items()}
+    for spec in needs.values():
+        if "asked" in spec:
+            spec["asked"] = _told(spec["asked"])
+        if isinstance(spec.get("dtype"), type):
+            spec["dtype"] = spec["dtype"].__name__
+    return needs
 
 
 def _states_match(m: Method, needs: dict[str, dict[str, Any]], loss: Loss) -> None:
