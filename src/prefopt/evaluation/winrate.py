@@ -12,6 +12,7 @@ from prefopt.errors import PrefoptError
 from prefopt.evaluation.estimate import Estimate, bootstrap_interval, finite_groups, normal, wilson_interval
 
 Array = Sequence[float] | np.ndarray
+Groups = Sequence[int] | np.ndarray | None
 NO_JUDGMENT = "no judgment in one of the two orders"
 
 
@@ -31,7 +32,12 @@ class WinRate:
 
 
 def win_rate(
-    first: Array, second: Array, groups: Array | None = None, *, bootstrap: int = 1000, seed: int = 0
+    first: Array,
+    second: Array,
+    groups: Groups = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
 ) -> WinRate:
     """Win rate of the model from a judge asked in both orders.
 
@@ -54,7 +60,7 @@ def win_rate(
     return WinRate(share(both, groups, bootstrap=bootstrap, seed=seed), wins, ties, losses, normal(bias, dropped))
 
 
-def share(outcomes: Array, groups: Array | None = None, *, bootstrap: int = 1000, seed: int = 0) -> Estimate:
+def share(outcomes: Array, groups: Groups = None, *, bootstrap: int = 1000, seed: int = 0) -> Estimate:
     """Mean of outcomes [N] in [0, 1], NaN dropped; bootstrap interval over prompts.
 
     Where all prompts agree, a bootstrap would claim certainty from any n: Wilson's interval is given instead.

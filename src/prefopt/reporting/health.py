@@ -100,9 +100,7 @@ def _evaluation(evaluation: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("Samples became more alike", text)
     bias = at("win_rate", "position_bias", "value")
     if bias is not None and abs(bias) > 0.2:
-        text = (
-            f"It moves by {abs(bias):.0%} with the order of the answers; both orders were averaged; trust it less."
-        )
+        text = f"It moves by {abs(bias):.0%} with the order of the answers; both orders were averaged; trust it less."
         yield Finding("The judge looks at the position", text)
 
 

@@ -72,7 +72,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def distributions(
-    before: Sequence[float], after: Sequence[float], *, name: str, title: str, unit: str
+    before: Sequence[float | None], after: Sequence[float | None], *, name: str, title: str, unit: str
 ) -> Markup | None:
     """Two histograms on common bins, each with a mark at its mean."""
     a, b = (np.array([v for v in side if v is not None and math.isfinite(v)]) for side in (before, after))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -23,7 +24,7 @@ COLOURS = {
 }
 WIDTH, HEIGHT = 6.0, 2.75  # inches; one SVG unit is a point, so text is about as large as the page's small print
 
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "axes.spines.top": False,

@@ -104,7 +104,8 @@ class JudgeCache:
 
     def ask(self, judge: Judge, prompts: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> list[float]:
         """Judgments, asked only where not known; a missing judgment (NaN) is asked again next time."""
-        keys = [self._key(judge.identity, prompt_text(triple[0]), *triple[1:]) for triple in zip(prompts, a, b, strict=True)]
+        texts = map(prompt_text, prompts)
+        keys = [self._key(judge.identity, *triple) for triple in zip(texts, a, b, strict=True)]
         with closing(self._open()) as base, base:
             known: dict[str, float] = {}
             for key in set(keys):

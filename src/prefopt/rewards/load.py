@@ -1,8 +1,9 @@
 """Rewards: anything that gives each (prompt, response) a number; higher is better.
 
 A reward is a callable (prompts: list[str], responses: list[str]) -> list[float], or a dict of such lists for several
-objectives; conversations reach it as text, or as messages if it has an attribute `takes_messages`. A specification names one: "module:function", "path/to/file.py:function", or the folder of a
-sequence-classification model with one label. "#objective" behind it picks one of several objectives.
+objectives; conversations reach it as text, or as messages if it has an attribute `takes_messages`.
+A specification names one: "module:function", "path/to/file.py:function", or the folder of a sequence-classification
+model with one label. "#objective" behind it picks one of several objectives.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Reward:
     def __call__(self, prompts: Sequence[Any], responses: Sequence[Any], *, missing: bool = False) -> list[float]:
         """The headline objective, one number per response; NaN is refused unless `missing` values are allowed."""
         values = self.objectives(prompts, responses, missing=missing)
-        return values[_headline(values, self.objective, self.name)]
+        return values[self.headline(values)]
 
     def objectives(
         self, prompts: Sequence[Any], responses: Sequence[Any], *, missing: bool = False
@@ -51,6 +52,18 @@ class Reward:
         if not named:
             raise PrefoptError(f"reward {self.name!r} returned an empty dict; it must name at least one objective")
         return {str(k): _numbers(v, len(responses), f"reward {self.name!r} ({k})", missing) for k, v in named.items()}
+
+    def headline(self, values: Mapping[str, list[float]]) -> str:
+        """Which of several objectives is meant: the one asked for, the only one, or the one called "reward"."""
+        if self.objective is None and len(values) == 1:
+            return next(iter(values))
+        key = self.objective or "reward"
+        if key not in values:
+            raise PrefoptError(
+                f"reward {self.name!r} has the objectives {', '.join(values)} but no {key!r}; "
+                f"choose one with '{self.name.split('#')[0]}#NAME'"
+            )
+        return key
 
 
 def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: bool = True) -> Reward:
@@ -71,18 +84,6 @@ def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: 
             f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "file.py:function"'
         )
     return Reward(text, load_function(place, ARGUMENTS, "reward"), objective or None)
-
-
-def _headline(values: Mapping[str, list[float]], objective: str | None, name: str) -> str:
-    if objective is None and len(values) == 1:
-        return next(iter(values))
-    key = objective or "reward"
-    if key not in values:
-        raise PrefoptError(
-            f"reward {name!r} has the objectives {', '.join(values)} but no {key!r}; "
-            f"choose one with '{name.split('#')[0]}#NAME'"
-        )
-    return key
 
 
 def _numbers(values: Any, count: int, what: str, missing: bool) -> list[float]:

@@ -27,7 +27,7 @@ class RewardModel:
         try:
             labels = AutoConfig.from_pretrained(folder).num_labels
             if labels != 1:
-                raise PrefoptError(f"{folder} has {labels} labels; a reward model has one (num_labels 1 in config.json)")
+                raise PrefoptError(f"{folder} has {labels} labels; a reward model has one (num_labels: 1)")
             model, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except PrefoptError:
@@ -36,7 +36,7 @@ class RewardModel:
             raise PrefoptError(f"{folder} cannot be loaded as a reward model: {error}") from error
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
-            raise PrefoptError(f"{folder} holds no trained reward head (missing: {missing}): its scores would be random")
+            raise PrefoptError(f"{folder} holds no trained reward head (missing: {missing}); scores would be random")
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = Encoder(tokenizer, DataConfig(path="prompts", max_length=None))
         self.progress = progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,12 @@ def token_numbers(
     progress: bool = True,
     description: str = "scoring",
 ) -> list[Numbers]:
-    """`names` ("policy": log-probs at temperature 1, "entropy", "reward") of every response, in the order of `examples`.
+    """`names` ("policy": log-probs at temperature 1; "entropy"; "reward") of every response, in the examples' order.
 
     Batches hold up to `tokens` tokens of similar examples, the longest first. The model's training mode is restored.
     """
     scorer = TextScorer(reward="reward" in names)
-    needs = {f"scores:{name}": {} for name in names}
+    needs: dict[str, dict[str, Any]] = {f"scores:{name}": {} for name in names}
     device = next(model.parameters()).device
     install(model)
     found: list[Numbers] = [{} for _ in examples]

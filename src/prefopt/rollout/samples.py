@@ -47,7 +47,7 @@ def generate_file(
         for start in range(done, len(prompts), chunk):
             part = list(prompts[start : start + chunk])
             answers = generate(model, tokenizer, part, sampling, encoder=encoder, first=start, progress=False)
-            rows = [
+            rows: list[dict[str, Any]] = [
                 {
                     "prompt": prompt.prompt if isinstance(prompt, Example) else prompt,
                     "responses": [a.text for a in group],

@@ -137,7 +137,7 @@ def end_tokens(model: torch.nn.Module, encoder: Encoder) -> list[int]:
     return sorted(ids)
 
 
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+def unwrap(model: Any) -> Any:
     """The model inside a data-parallel wrapper."""
     return model.module if hasattr(model, "module") and not hasattr(model, "generate") else model
 

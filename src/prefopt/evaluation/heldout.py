@@ -1,0 +1,68 @@
+"""The prompts and pairs that a model is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.data.config import DataConfig
+from prefopt.data.encode import Encoded, Encoder
+from prefopt.data.example import Example
+from prefopt.data.prepare import prompt_key
+from prefopt.data.rule import Ledger
+from prefopt.data.source import read_examples
+from prefopt.errors import PrefoptError
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Different `prompts`, tokenised `pairs`, the ledger's record of them, and a remark if the data was trained on."""
+
+    prompts: list[Example]
+    pairs: list[Encoded]
+    record: dict[str, Any]
+    notes: list[str]
+
+
+def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> HeldOut:
+    """The held-out part of a run's data: eval_path, or the share eval_fraction; lacking both, the data itself.
+
+    At most `limit` different prompts and as many examples with pairs, the first ones. Any layout gives prompts; pairs
+    come from those that hold some. Rows that cannot be read stop it, rows that teach nothing are dropped and counted.
+    """
+    prompts: dict[int, Example] = {}
+    ledger = Ledger()
+    paired = False
+    for example in _inside(data, ledger, "prompts"):
+        prompts.setdefault(prompt_key(example), example)
+        paired = paired or bool(example.pairs) or len(example.responses) > 1
+        if len(prompts) == limit:
+            break
+    ledger.stop_if_unreadable()
+    if not prompts:
+        raise PrefoptError(f"{', '.join(_paths(data))}: no prompt to evaluate on; {ledger.rows} rows were read")
+    pairs: list[Encoded] = []
+    if paired:
+        ledger = Ledger()
+        for example in _inside(data, ledger, "pairs"):
+            with ledger.row(example):
+                pairs.append(encoder(example, len(pairs)))
+            if len(pairs) == limit:
+                break
+        ledger.stop_if_unreadable()
+    notes = []
+    if not data.eval_paths and not data.eval_fraction:
+        notes.append("The data names no held-out part (data.eval_path): if it was trained on, these numbers flatter.")
+    return HeldOut(list(prompts.values()), pairs, ledger.record(), notes)
+
+
+def _inside(data: DataConfig, ledger: Ledger, need: str) -> Iterator[Example]:
+    for example in read_examples(data, _paths(data), ledger, needs={need}):
+        share = prompt_key(example, str(data.seed)) / 2**64
+        if data.eval_paths or not data.eval_fraction or share < data.eval_fraction:
+            yield example
+
+
+def _paths(data: DataConfig) -> list[str]:
+    return data.eval_paths or data.paths
