@@ -6,6 +6,7 @@ PREFOPT_UPDATE_GOLDEN=1 writes the golden files anew; read the difference before
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def a(text: str, **more: Any) -> dict[str, Any]:
 
 
 ASK = [u("What is the capital of France?")]
+NORWAY = u("And of Norway?")
 CASES: dict[str, Example] = {
     "a pair of answers": Example(ASK, ([a("Paris.")], [a("It is not known.")]), ((0, 1),)),
     "string prompt": Example("What is the capital of France?", (" Paris.", " It is Lyon."), ((0, 1),)),
@@ -40,7 +42,7 @@ CASES: dict[str, Example] = {
         [{"role": "system", "content": "Answer with one word."}, u("hello"), a("hello there"), *ASK],
         ([a("Paris.")], [a("Lyon.")]), ((0, 1),)),
     "answers over several turns": Example(
-        ASK, ([a("Paris."), u("And of Norway?"), a("Oslo.")], [a("Lyon."), u("And of Norway?"), a("Bergen.")]), ((0, 1),)),
+        ASK, ([a("Paris."), NORWAY, a("Oslo.")], [a("Lyon."), NORWAY, a("Bergen.")]), ((0, 1),)),
     "an unscored turn": Example(ASK, ([a("Rome.", train=False), u("No."), a("Paris.")],)),
     "tool calls": Example(
         [u("How is the weather?")],
@@ -49,7 +51,6 @@ CASES: dict[str, Example] = {
     "thinking on one side": Example(ASK, ([a("Paris.", reasoning_content="France: Paris.")], [a("Lyon.")]), ((0, 1),)),
     "thinking inside the content": Example(ASK, ([a("<think>\nFrance.\n</think>\n\nParis.")], [a("Lyon.")]), ((0, 1),)),
 }  # fmt: skip
-KEPT = {"an answer", "a pair of answers", "string prompt"}
 
 
 def encoder(family: str, **options: Any) -> Encoder:
@@ -193,6 +194,8 @@ def test_system_option_and_configured_templates(tmp_path: Path) -> None:
 
 def test_what_templates_lose_is_refused() -> None:
     with pytest.raises(Unreadable, match="leaves out tool calls"):
+        encoder("chatml")(replace(CASES["tool calls"], tools=None))
+    with pytest.raises(Unreadable, match="leaves out tools;"):
         encoder("chatml")(CASES["tool calls"])
     with pytest.raises(Unreadable, match="System role not supported"):
         encoder("gemma")(CASES["system and history"])

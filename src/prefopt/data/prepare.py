@@ -62,8 +62,24 @@ def prepare_text(
             record = _Preparation(data, tokenizer, asked, progress).into(place, fingerprint)
             (place / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+    _tell(record, data.paths)
+    if "eval_data" in record:
+        _tell(record["eval_data"], data.eval_paths)
     held_out = EncodedDataset.load(folder / "eval", fingerprint + "-eval") if "eval" in record else None
     return Prepared(EncodedDataset.load(folder / "train", fingerprint), held_out, record)
+
+
+def _tell(record: dict[str, Any], paths: list[str]) -> None:
+    """Says in the log what was dropped and what is not exactly as the file has it."""
+    remarks = [f"{found['count']} x {reason}" for reason, found in record["dropped"].items()]
+    if remarks:
+        log.warning("%s: of %d rows dropped: %s", ", ".join(paths), record["rows"], ", ".join(remarks))
+    counts = {
+        what: record["encoding"].get(what) for what in ("truncated on one side only", "seam merges", "moved boundaries")
+    }
+    for what, count in counts.items():
+        if count:
+            log.warning("%s: %d x %s", ", ".join(paths), count, what)
 
 
 def _fingerprint(data: DataConfig, tokenizer: Any, needs: frozenset[str]) -> str:
@@ -93,8 +109,11 @@ def _building(folder: Path) -> Iterator[Path]:
         yield place
         if folder.is_dir() and not (folder / "record.json").is_file():
             shutil.rmtree(folder)
-        if not folder.exists():
+        try:
             os.replace(place, folder)
+        except OSError:
+            if not (folder / "record.json").is_file():
+                raise
     except (OSError, pa.ArrowException) as error:
         raise PrefoptError(
             f"{folder.parent}: prepared data cannot be stored ({error}); make room or set PREFOPT_CACHE"
@@ -188,10 +207,6 @@ class _Preparation:
                     writer(example).add(encoder(self._numbered(example)))
         ledger.stop_if_unreadable()
         ledger.stop_if_too_many_dropped(self.data.max_dropped)
-        ledger.report(", ".join(paths))
-        for what in ("seam merges", "moved boundaries", "truncated on one side only"):
-            if encoder.counts[what]:
-                log.warning("%s: %d x %s", ", ".join(paths), encoder.counts[what], what)
         return ledger.record() | {"encoding": dict(sorted((+encoder.counts).items())) | encoder.describe()}
 
     def _numbered(self, example: Example) -> Example:

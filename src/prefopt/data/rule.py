@@ -19,7 +19,7 @@ from prefopt.errors import PrefoptError
 
 log = logging.getLogger("prefopt.data")
 
-LISTED = 20
+LISTED = 8
 """Unreadable rows that are named in full; the rest is counted."""
 
 RECORDED = 10_000
