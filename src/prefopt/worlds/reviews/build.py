@@ -24,7 +24,8 @@ from prefopt.worlds.reviews.sample import sample
 from prefopt.worlds.reviews.sft import Size, encode, fit, fit_tokenizer, new_model
 
 VERSION = "1"  # raise it whenever the built files change
-THREADS = 2  # sums in floating point depend on the number of threads: a fixed number makes builds equal bit for bit
+# Sums in floating point depend on the number of threads: a fixed number makes builds equal bit for bit.
+THREADS = {"full": 2, "tiny": 1}
 SPARE = {"train": 1.04, "heldout": 1.2}  # more pairs are sampled than needed: some are of equal answers
 HELDOUT_TITLES = 0.2
 
@@ -75,7 +76,7 @@ def build(
         "reviews-base",
         version=VERSION,
         settings=common,
-        make=lambda folder: _make_base(folder, SIZES[size], seed, progress),
+        make=lambda folder: _make_base(folder, size, seed, progress),
         cache=cache,
     )
     return build_once(
@@ -91,26 +92,24 @@ def build(
 # The model and its samples
 
 
-def _make_base(folder: Path, size: Size, seed: int, progress: bool) -> Mapping[str, Any]:
+def _make_base(folder: Path, size: str, seed: int, progress: bool) -> Mapping[str, Any]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(THREADS[size])
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _model_and_samples(folder, size, seed, progress)
+            return _model_and_samples(folder, SIZES[size], seed, progress)
     finally:
         torch.set_num_threads(threads)
 
 
 def _model_and_samples(folder: Path, size: Size, seed: int, progress: bool) -> Mapping[str, Any]:
-    rng = random.Random(f"reviews {seed}")
+    rng = random.Random(f"reviews {seed}")  # noqa: S311
     seen, unseen = _split_titles(rng)
     corpus = films(rng, size.batch * size.steps, seen)
     reviews = [review(rng, film) for film in corpus]
     prompts = [film.prompt for film in corpus]
-    # The tokenizer reads every title word: a film that nobody has reviewed still has a name.
-    names = [Film("film", title).prompt for title in RULES["title"][:: 1 + len(RULES["title"]) // 900]]
-    tokenizer = fit_tokenizer([a + b for a, b in zip(prompts[:6000], reviews, strict=False)] + names, size.vocabulary)
+    tokenizer = fit_tokenizer([a + b for a, b in zip(prompts[:6000], reviews, strict=False)], size.vocabulary)
     model = new_model(tokenizer, size)
     loss = fit(model, encode(tokenizer, prompts, reviews), size, rng, progress)
     model.generation_config = GenerationConfig(
@@ -180,11 +179,12 @@ def _make_labelled(folder: Path, base: Path, size: Size, dials: Dials, seed: int
         shutil.copy(base / name, folder / name)
     samples = {name: _read(base / f"samples-{name}.jsonl") for name in ("train", "heldout", "lists")}
     exact = Dials(dials.tastes, (0.0,) * len(dials.tastes), 0.0, 0.0)
-    train = _pairs(samples["train"], dials, random.Random(f"train {seed}"), size.pairs, ties=True)
-    heldout = _pairs(samples["heldout"], exact, random.Random(f"heldout {seed}"), size.heldout, ties=False)
+    rng = random.Random(f"labels {seed}")  # noqa: S311
+    train = _pairs(samples["train"], dials, rng, size.pairs, ties=True)
+    heldout = _pairs(samples["heldout"], exact, rng, size.heldout, ties=False)
     _write(folder / "train.jsonl", train)
     _write(folder / "heldout.jsonl", heldout)
-    _write(folder / "unpaired.jsonl", _unpaired(samples["train"][: size.pairs], dials, random.Random(f"one {seed}")))
+    _write(folder / "unpaired.jsonl", _unpaired(samples["train"][: size.pairs], dials, rng))
     lists = [dict(row, responses=list(dict.fromkeys(row["responses"]))) for row in samples["lists"]]
     lists = [row for row in lists if len(row["responses"]) >= 4] or lists
     _write(folder / "lists.jsonl", ({**row, "scores": _score(truth.reward, row)} for row in lists))

@@ -10,7 +10,7 @@ from prefopt.worlds.reviews import lexicon as lx
 from prefopt.worlds.reviews.grammar import RULES, Writer
 
 MOODS = (-0.9, -0.7, -0.5, -0.2, 0.1, 0.4, 0.6, 0.8)
-LENGTHS = ((1, 0.15), (2, 0.3), (3, 0.35), (4, 0.2))
+LENGTHS = {1: 0.15, 2: 0.3, 3: 0.35, 4: 0.2}
 OPEN_PROMPT = re.compile(r"Review of the (\w+) '([^']+)'(?:, with a word on the (\w+))?:")
 
 
@@ -52,7 +52,7 @@ def review(rng: random.Random, film: Film) -> str:
         told = films(rng, 1)[0]
     writer = Writer(rng, {"genre": told.genre, "title": told.title}, rng.choice(MOODS) + rng.uniform(-0.1, 0.1))
     manner = rng.choices((None, "polite", "rude"), (0.5, 0.25, 0.25))[0]
-    count = rng.choices(*zip(*LENGTHS, strict=True))[0]
+    count = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
     plan = _plan(rng, count, manner)
     parts = []
     for rule in plan:

@@ -116,7 +116,7 @@ class Writer:
 
     def sentence(self, rule: str, address: str | None = None) -> str:
         """One sentence of this rule, begun with an address ("polite" or "rude") if asked."""
-        text = self._expand(self.rng.choice(RULES[rule]))
+        text = self._expand(self.rng.choice(list(RULES[rule])))
         if address:
             text = f"{self.rng.choice(ADDRESSES[address])}, {text}"
         text = re.sub(r"\ba (?=(\w+))", lambda m: "an " if _vowel(m.group(1)) else "a ", text)
@@ -180,7 +180,7 @@ def _articles_right(tokens: list[str]) -> bool:
 
 
 def _parses(tokens: tuple[str, ...]) -> bool:
-    starts = {0: SENTENCES}
+    starts: dict[int, tuple[str, ...]] = {0: SENTENCES}
     for addresses in ADDRESSES.values():
         for address in addresses:
             words = (*TOKEN.findall(address), ",")

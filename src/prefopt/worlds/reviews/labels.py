@@ -69,8 +69,10 @@ class Dials:
             unknown = [taste for taste in tastes if taste not in TASTES]
             if unknown or not tastes:
                 raise PrefoptError(f"annotator_groups {list(tastes)}: tastes are {', '.join(TASTES)}")
-        one = isinstance(label_noise, int | float)
-        noise = (float(label_noise),) * len(tastes) if one else tuple(map(float, label_noise))
+        if isinstance(label_noise, int | float):
+            noise = (float(label_noise),) * len(tastes)
+        else:
+            noise = tuple(float(rate) for rate in label_noise)
         if len(noise) != len(tastes) or not all(0 <= rate <= 1 for rate in noise):
             raise PrefoptError(f"label_noise {label_noise}: give one rate in [0, 1], or one for each of {len(tastes)}")
         if not (math.isfinite(temperature) and temperature >= 0 and math.isfinite(length_bias)):

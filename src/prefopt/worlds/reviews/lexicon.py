@@ -6,17 +6,22 @@ sentences are in `grammar.py`. No entry contains an apostrophe: quotes always en
 
 from __future__ import annotations
 
-GENRES = "comedy thriller drama western romance musical documentary mystery fantasy adventure satire melodrama".split()
 
-TITLE_ADJECTIVES = (
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+GENRES = _words("comedy thriller drama western romance musical documentary mystery fantasy adventure satire melodrama")
+
+TITLE_ADJECTIVES = _words(
     "Silent Crimson Last Hidden Golden Broken Distant Winter Midnight Paper Hollow Burning Quiet Lost Blue Secret Iron "
     "Velvet Wild Frozen Painted Empty Second Glass Northern Borrowed Forgotten Electric Sleeping Stolen"
-).split()
+)
 
-TITLE_NOUNS = (
+TITLE_NOUNS = _words(
     "Harbour River Garden Letter Station Window Orchard Bridge Lantern Mirror Island Train Castle Road Piano Valley "
     "Circus Shadow Tide Kitchen Lighthouse Promise Detective Sailor Hunter Dancer King Stranger Daughter Carnival"
-).split()
+)
 
 # What a review can judge. The keys are the four subjects a prompt may ask for; the words are the ways to name them.
 SUBJECTS = {
@@ -25,11 +30,11 @@ SUBJECTS = {
     "photography": ["photography", "camera", "lighting", "images", "costumes", "colours"],
     "ending": ["ending", "finale", "final"],
 }
-SINGULAR = (
-    "acting cast plot story script pacing dialogue photography lighting ending finale music direction editing".split()
+SINGULAR = _words(
+    "acting cast plot story script pacing dialogue photography lighting ending finale music direction editing"
 )
-PLURAL = "performances actors characters jokes images costumes colours songs".split()
-CRAFTS = "photography music script direction editing lighting".split()
+PLURAL = _words("performances actors characters jokes images costumes colours songs")
+CRAFTS = _words("photography music script direction editing lighting")
 
 # Words that keep a sentence on the film; used by `topic` to tell a remark on the film from a remark on the neighbours.
 FILM_WORDS = frozenset(
@@ -37,7 +42,7 @@ FILM_WORDS = frozenset(
     + GENRES
     + SINGULAR
     + PLURAL
-    + "film picture director scene scenes performance sequel hero it this screen cinema credits minutes ticket".split()
+    + _words("film picture director scene scenes performance sequel hero it this screen cinema credits minutes ticket")
 )
 
 ADJECTIVES = {  # strong, plain and mild, in both directions
