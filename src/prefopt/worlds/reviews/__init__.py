@@ -4,7 +4,7 @@
 the command line, as in `prefopt.worlds.reviews:reward`. What each measures is said in `truth.py`.
 """
 
-from prefopt.worlds.reviews.build import build
+from prefopt.worlds.reviews.make import build
 from prefopt.worlds.reviews.truth import (
     OBJECTIVES,
     brevity,

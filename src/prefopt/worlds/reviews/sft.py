@@ -19,7 +19,7 @@ MATRIX_RATE, OTHER_RATE = 0.02, 0.005
 
 @dataclass(frozen=True)
 class Size:
-    """How big the model and the data are. See `build.SIZES`."""
+    """How big the model and the data are. See `make.SIZES`."""
 
     hidden: int
     layers: int
