@@ -57,8 +57,15 @@ RECORD = {
     "finished": "2026-11-22T10:06:57",
     "versions": {"python": "3.11.7", "prefopt": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
     "data": {
-        "counts": {"train": {"rows": 4096, "pairs": 4071, "tokens": 361422}, "eval": {"rows": 256, "pairs": 256}},
-        "dropped": {"identical answers": [17, 404, 1033], "empty answer": list(range(50, 72))},
+        "rows": 4096,
+        "kept": 4071,
+        "train": {"examples": 4071},
+        "eval": {"examples": 256},
+        "encoding": {"plain strings": 4071, "truncated prompts": 3},
+        "dropped": {
+            "identical answers": {"count": 3, "rows": {"train.jsonl": [17, 404, 1033]}},
+            "an empty answer": {"count": 22, "rows": {"train.jsonl": list(range(50, 72))}},
+        },
         "fingerprint": "5e1c8a90b77d",
     },
 }

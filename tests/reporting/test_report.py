@@ -13,7 +13,7 @@ from prefopt.reporting.health import findings
 from prefopt.reporting.plots import smoothed
 from prefopt.reporting.report import headline, write_report
 from prefopt.reporting.run_folder import Run, read_run
-from prefopt.reporting.sections import chosen_samples, data_summary, number, plain_prompt, tiles
+from prefopt.reporting.sections import chosen_samples, data_summary, number, tiles
 
 from .fake_run import EVALUATION, fake_run
 
@@ -221,11 +221,18 @@ def test_smoothing_is_a_mean_and_keeps_constants():
     assert len(smoothed(np.array([1.0, 2.0]))) == 2
 
 
-def test_small_shapes():
-    assert plain_prompt([{"role": "user", "content": "Hi"}]) == "Hi"
-    assert (
-        plain_prompt([{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]) == "system: S\nuser: Hi"
-    )
-    summary = data_summary({"data": {"counts": {"rows": 3}, "dropped": {"ties": 2, "none": []}}})
-    assert summary["dropped"] == [("ties", 2, "")]
-    assert summary["counts"] == {"rows": 3}
+def test_dropped_rows_by_reason_and_file():
+    record = {
+        "rows": 9,
+        "kept": 6,
+        "train": {"examples": 5},
+        "fingerprint": "f0",
+        "dropped": {"a tie": {"count": 2, "rows": {"a.jsonl": [3], "b.jsonl": [4]}}, "none": {"count": 0, "rows": {}}},
+        "eval_data": {"dropped": {"an empty answer": {"count": 20, "rows": {"e.jsonl": list(range(20))}}}},
+    }
+    summary = data_summary({"data": record})
+    assert summary["counts"] == {"rows": 9, "kept": 6, "train examples": 5}
+    assert summary["dropped"][0] == ("a tie", 2, "a.jsonl 3, b.jsonl 4")
+    assert summary["dropped"][1][:2] == ("an empty answer (held-out data)", 20)
+    assert summary["dropped"][1][2] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …"
+    assert data_summary({}) == {"counts": {}, "dropped": [], "fingerprint": None}

@@ -120,3 +120,10 @@ def test_chat_prompts_end_where_the_answer_begins(model, tokenizer):
 def test_wrong_settings(setting, message):
     with pytest.raises(PrefoptError, match=message):
         Sampling(**setting)
+
+
+def test_prompts_as_text():
+    assert prompt_text("Hi") == "Hi"
+    assert prompt_text([{"role": "user", "content": "Hi"}]) == "Hi"
+    assert prompt_text([{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}]) == "system: S\nuser: Hi"
+    assert prompt_text([{"role": "user", "content": [{"type": "image"}]}]) == '[{"type": "image"}]'

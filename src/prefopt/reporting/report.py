@@ -14,6 +14,7 @@ from prefopt.reporting import sections
 from prefopt.reporting.figures import outcome_figures, training_figures
 from prefopt.reporting.health import findings
 from prefopt.reporting.run_folder import Run, read_run
+from prefopt.rollout.text import prompt_text
 
 
 def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
@@ -40,7 +41,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": sections.number, "signed": sections.signed, "prompt": sections.plain_prompt}
+    environment.filters |= {"number": sections.number, "signed": sections.signed, "prompt": prompt_text}
     style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
     return environment.get_template("report.html.j2").render(style=style, **context(run))
 

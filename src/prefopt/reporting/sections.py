@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,18 +188,34 @@ def interval(estimate: dict[str, Any]) -> str:
 
 
 def data_summary(record: dict[str, Any]) -> dict[str, Any]:
-    """Counts, dropped rows by reason, and the fingerprint, from run.json's `data`."""
+    """Counts, dropped rows (reason, how many, which), and the fingerprint, from run.json's `data`."""
     data = record.get("data") or {}
-    counts = {k: v for k, v in flat(data.get("counts") or {}).items() if isinstance(v, int | float)}
+    counts = {k: v for k, v in flat({k: v for k, v in data.items() if k not in _NOT_COUNTS}).items() if _is_count(v)}
     dropped = []
-    for reason, rows in flat(data.get("dropped") or {}).items():
-        many = len(rows) if isinstance(rows, list) else rows
-        listed = (
-            ", ".join(str(r) for r in rows[:12]) + (" …" if len(rows) > 12 else "") if isinstance(rows, list) else ""
-        )
-        if many:
-            dropped.append((reason, many, listed))
+    for of, part in (("", data), (" (held-out data)", data.get("eval_data") or {})):
+        for reason, found in (part.get("dropped") or {}).items():
+            rows = _row_numbers(found.get("rows") if isinstance(found, dict) else found)
+            many = found.get("count", len(rows)) if isinstance(found, dict) else len(rows) or int(found or 0)
+            if many:
+                listed = ", ".join(map(str, rows[:12])) + (", …" if len(rows) > 12 else "")
+                dropped.append((reason + of, many, listed))
     return {"counts": counts, "dropped": dropped, "fingerprint": data.get("fingerprint")}
+
+
+_NOT_COUNTS = frozenset({"dropped", "eval_data", "fingerprint", "paths", "names", "notes"})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _row_numbers(found: Any) -> list[Any]:
+    """Rows of one file as they are, of several files with the file's name."""
+    if isinstance(found, dict):
+        if len(found) == 1:
+            return list(next(iter(found.values())))
+        return [f"{Path(file).name} {row}" for file, rows in found.items() for row in rows]
+    return list(found) if isinstance(found, list) else []
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -210,23 +225,6 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix} {key}".strip()
         out |= flat(value, name) if isinstance(value, dict) else {name: value}
     return out
-
-
-def plain_prompt(prompt: Any) -> str:
-    """A prompt as text; chat messages with their roles, a lone user message without."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list):
-        turns = [m if isinstance(m, dict) else {"content": m} for m in prompt]
-        if len(turns) == 1:
-            return _content(turns[0])
-        return "\n".join(f"{t.get('role', '')}: {_content(t)}" for t in turns)
-    return json.dumps(prompt, ensure_ascii=False)
-
-
-def _content(turn: dict[str, Any]) -> str:
-    content = turn.get("content", "")
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def number(x: float, like: float | None = None) -> str:
