@@ -140,6 +140,153 @@ def papers_(as_json: Json = False) -> None:
     out.print(table)
 
 
+@data_app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option("--method", help="also check what this method needs")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="its tokenizer finds overlong rows")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine every row without loading a model; exit code 2 if training on them would not be sound."""
+    from .data.validate import check_data
+    from .data.validate_view import render_report
+
+    found = check_data(_data_config(path, overrides), needs=_data_needs(method), tokenizer=model)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(render_report(found))
+    if not found.sound:
+        raise typer.Exit(2)
+
+
+@data_app.command()
+def show(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    model: Annotated[str, typer.Option("--model", "-m", help="model folder, for its tokenizer and template")],
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option("--method", help="show the rows as this method reads them")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="rows to show")] = 3,
+) -> None:
+    """Print what the model will see: tokens coloured by prompt, response and mask."""
+    from .data.show import legend, show_examples
+    from .models.text import load_tokenizer
+
+    out.print(legend())
+    data = _data_config(path, overrides)
+    for shown in show_examples(data, load_tokenizer(model), n=number, needs=_data_needs(method)):
+        out.print(shown)
+
+
+def _data_config(path: str, overrides: list[str] | None) -> Any:
+    """The data section alone; keys may be given with or without their `data.`."""
+    from .config import make, override
+
+    keys = [o if o.startswith("data.") else f"data.{o}" for o in overrides or []]
+    return make(override({"method": "dpo", "model": "-", "data": path, "output": "-"}, keys)).data
+
+
+def _data_needs(method: str | None) -> set[str]:
+    if method is None:
+        return set()
+    from .objectives.method import get_method
+    from .training.needs import data_needs
+
+    return data_needs(get_method(method).needs())
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="model folder (also an adapter's, or a run's) or hub name")],
+    prompts: Annotated[str, typer.Option("--prompts", "-p", help="rows with a `prompt`, in any data layout")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    reward: Annotated[str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
+) -> None:
+    """Sample from a model into a file that prefopt's own training reads."""
+    from .rollout.verb import generate_images, generate_text
+    from .models.text import model_kind
+
+    data = _data_config(prompts, [f"limit={limit}"] if limit else None)
+    if model_kind(model) == "diffusion":
+        count = generate_images(model, data, output, number, seed, batch_size, reward)
+    else:
+        from .rollout.text import Sampling
+
+        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, number, seed, batch_size)
+        count = generate_text(model, data, output, sampling, reward)
+    out.print(f"{count} prompts sampled into {output}", soft_wrap=True)
+
+
+@app.command(name="eval")
+def eval_(
+    run: Annotated[str, typer.Argument(help="run folder, or with --against any model")],
+    against: Annotated[str | None, typer.Option(help="the model to compare with; default: the run's start")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="held-out data; default: the run's own")] = None,
+    reward: Annotated[str | None, typer.Option(help="module:function, file.py:function or reward model folder")] = None,
+    judge: Annotated[str | None, typer.Option(help="module:function or file.py:function (prompts, a, b)")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="prompts")] = 128,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Accuracy on held-out pairs, reward, KL, length, diversity and win rate against the starting model."""
+    from .evaluation.run import evaluate, evaluate_run
+    from .evaluation.view import render_evaluation
+    from .rollout.text import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, n=number)
+    options: dict[str, Any] = {"reward": reward, "judge": judge, "sampling": sampling, "limit": limit}
+    if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
+        if output is not None:
+            raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
+        found = evaluate_run(run, against=against, data=data, **options)
+    else:
+        if against is None or data is None or output is None:
+            raise PrefoptError(f"{run} is not a run folder: give --against MODEL, --data FILE and --output FOLDER too")
+        found = evaluate(run, against, data, output, **options)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        out.print(render_evaluation(found))
+
+
+@app.command()
+def reproduce(
+    slug: Annotated[str, typer.Argument(help="a paper's slug; `prefopt papers` lists them")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1)] = 3,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of verdict and plot")] = Path("reproductions"),
+) -> None:
+    """Run a paper's claim in small: prints a verdict, writes JSON and a plot."""
+    from .reproductions import reproduce as run
+
+    verdict = run(slug, seeds, output)
+    out.print(verdict.summary(), soft_wrap=True, highlight=False)
+    if verdict.verdict == "fails":
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="run folder")] = Path("demo"),
+    seed: int = 0,
+) -> None:
+    """The main job on the built-in world: build it, align its model, evaluate, report."""
+    from .demo import run
+
+    run(output, seed, out)
+
+
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="run folder")],

@@ -94,6 +94,7 @@ def model_kind(path: str) -> Literal["text", "diffusion"]:
 def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) -> Any:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     if not own_adapter and Path(config.path).is_dir():
         _refuse_other_models(Path(config.path), head)
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "revision": config.revision or "main"}

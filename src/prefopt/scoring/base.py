@@ -30,6 +30,7 @@ class Batch(Protocol):
     """A collated micro-batch. Its tensors are made on the CPU; `.to` is the only transfer to the device."""
 
     notes: Mapping[str, Tensor]
+    size: int  # what it costs: tokens without padding; for images, images
     filler: bool  # weightless: keeps processes in step where an epoch does not divide
 
     def to(self, device: torch.device | str) -> Batch: ...

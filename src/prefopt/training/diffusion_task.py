@@ -18,8 +18,8 @@ from ..models.diffusion import ImageModel, load_image_model, make_trainable, sav
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
 from ..scoring.schedules import Schedule
+from .needs import data_needs
 from .task import Task
-from .text_task import data_needs
 
 log = logging.getLogger("prefopt")
 

@@ -23,7 +23,7 @@ from ..objectives.method import Method, family
 from . import checkpoints
 from .estimate import Estimate, estimate
 from .folder import RunFolder
-from .sampler import micro_batches
+from .sampler import micro_batches, seen
 from .task import Task
 from .trainer import Trainer
 
@@ -87,8 +87,8 @@ def _train(
     if main:
         folder.start(config, record)
     with _words_for_a_full_disk(folder.path):
-        task.prepare()
         trainer = Trainer(task, method, args, per_step)
+        task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
         if stop_after is not None:
             trainer.add_callback(_StopAfter(stop_after))
         resume = checkpoints.latest(folder.path, remove_halves=main) if state == "unfinished" else None

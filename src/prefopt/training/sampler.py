@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -119,6 +120,30 @@ class Drawn(Dataset[tuple[Draw, bool]]):
 
     def __getitem__(self, slot: Slot) -> tuple[Draw, bool]:
         return self.draw(slot.index, slot.epoch), slot.filler
+
+
+class Part:
+    """Some of the draws of a data set: those that a run of a few steps will see."""
+
+    def __init__(self, drawn: Drawn, indices: np.ndarray):
+        self.drawn, self.indices = drawn, indices
+        self.examples = self
+        self.tokens = drawn.examples.tokens[indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def draw(self, index: int, epoch: int = 0) -> Draw:
+        return self.drawn.draw(int(self.indices[index]), epoch)
+
+
+def seen(sampler: StepSampler, max_steps: int) -> np.ndarray:
+    """The examples that the first `max_steps` steps draw; all of them where it is not positive."""
+    everything = np.arange(len(sampler.costs))
+    if max_steps <= 0 or max_steps * sampler.per_step >= len(everything):
+        return everything
+    steps = (step for epoch in itertools.count() for step in sampler.steps(epoch))
+    return np.unique(np.concatenate(list(itertools.islice(steps, max_steps))))
 
 
 class StepLoader(DataLoader[Batch]):

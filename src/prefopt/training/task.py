@@ -33,4 +33,5 @@ class Task:
     save: Callable[[nn.Module, Path], None]  # a final folder in the plain library's format
     record: dict[str, Any] = field(default_factory=dict)  # counts, drops, fingerprints, identity of the reference
     processing_class: Any = None  # tokenizer, written beside checkpoints
-    prepare: Callable[[], None] = lambda: None  # long work before the first step (reference store, latents)
+    # long work before the first step, for the examples that it will see: (indices of `train`) -> None
+    prepare: Callable[[np.ndarray], None] = lambda seen: None

@@ -12,6 +12,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from ..errors import PrefoptError
@@ -53,8 +54,13 @@ class Trainer(transformers.Trainer):
             data_collator=lambda x: x,
             callbacks=[_AfterStep(self), _MetricsFile()],
         )
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(_Bar)
         self.loss_is_scaled_for_ga = True  # `part` divides by counts of the whole step
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         self._initialise_method()
+        return super().train(*args, **kwargs)
 
     # ---- data
 
@@ -86,9 +92,12 @@ class Trainer(transformers.Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """All micro-batches of a step, on the device, counted, with extras that carry no gradient scored."""
         batches = [b.to(device) for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
-        self._tokens += sum(int(n) for n in (getattr(b, "size", 0) for b in batches))
-        made = plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum)
+        self._tokens += sum(b.size for b in batches if not b.filler)
+        made = self._plan(batches)
         return made.ready, made
+
+    def _plan(self, batches: list[Batch]) -> Plan:
+        return plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum)
 
     def _with_extras(self, batches: list[Batch]) -> Iterator[tuple[Batch, Scored]]:
         for batch in batches:
@@ -149,8 +158,9 @@ class Trainer(transformers.Trainer):
         return self.accelerator.reduce(x.to(self.args.device), "sum") if self.args.world_size > 1 else x
 
     def _initialise_method(self) -> None:
-        """States and parameters of the method, made from one batch of real data, before the optimiser exists."""
-        if not any(k.startswith(("states:", "modules:")) for k in self.needs):
+        """States and parameters of the method, made once from a batch of real data, before the optimiser exists."""
+        own = any(k.startswith(("states:", "modules:")) for k in self.needs)
+        if not own or self.method_states.values or len(self.method_modules):
             return
         batch = next(iter(self._loader(self.task.train, self._sampler(self.task.train, 2, 1, shuffle=False))))
         batch = batch.to(self.args.device)
@@ -218,14 +228,14 @@ class Trainer(transformers.Trainer):
         model = self.accelerator.prepare_model(self.model, evaluation_mode=True) if not self.is_in_train else self.model_wrapped
         model.eval()
         meter, terms = self.meters["eval"], Meter()
-        for batch in dataloader:
-            batch = batch.to(self.args.device)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                step = plan(self.method, self.needs, self._with_extras([batch]), *self._owned(), self._sum)
-                r, loss = self._run(model, batch, step.ready[0][1], step)
-            weight = 0.0 if batch.filler else 1.0
-            meter.add(measures(r, loss), weight)
-            terms.add(loss.terms, weight)
+        on_device = (batch.to(self.args.device) for batch in dataloader)
+        for step in [self._plan(list(on_device))] if self._step_wide else (self._plan([b]) for b in on_device):
+            for batch, extras, _ in step.ready:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    r, loss = self._run(model, batch, extras, step)
+                weight = 0.0 if batch.filler else 1.0
+                meter.add(measures(r, loss), weight)
+                terms.add(loss.terms, weight)
         found = terms.flush(self._sum)
         metrics = {"loss": sum(found.values())} | meter.flush(self._sum)
         named = {f"{prefix}_{k}": v for k, v in metrics.items()}
@@ -245,6 +255,7 @@ class Trainer(transformers.Trainer):
 
     def restore_method(self, folder: Path) -> None:
         """The method's state and parameters as they were at a checkpoint."""
+        self._initialise_method()
         self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -276,6 +287,19 @@ class _MetricsFile(transformers.TrainerCallback):
         if state.is_world_process_zero:
             with (Path(args.output_dir) / "metrics.jsonl").open("a") as f:
                 f.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+class _Bar(ProgressCallback):
+    """The progress bar, with the few numbers that one watches; all of them are in metrics.jsonl."""
+
+    SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        shown = {k.removeprefix("rewards/"): float(logs[k]) for k in self.SHOWN if k in logs}
+        if state.is_world_process_zero and self.training_bar is not None and shown:
+            self.training_bar.write(
+                f"step {state.global_step}: " + ", ".join(f"{k.replace('rewards/', '')} {v:.4f}" for k, v in shown.items())
+            )
 
 
 def _finite(x: float) -> bool:

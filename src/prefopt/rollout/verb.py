@@ -1,0 +1,100 @@
+"""What `prefopt generate` does: load a model, read prompts, write samples that training reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig
+from ..data.config import DataConfig
+from ..data.source import read_prompts
+from ..errors import PrefoptError
+from ..rewards.load import load_reward
+from .images import ImageSampling, sample_images
+from .samples import generate_file
+from .text import Sampling, prompt_encoder
+
+
+def generate_text(model: str, data: DataConfig, output: Path, sampling: Sampling, reward: str | None) -> int:
+    """Sample every prompt into the JSONL `output`; with a reward its rows are ranked lists. Returns prompts sampled now."""
+    from ..models.text import load_text_model
+    from ..scoring.identity import identity_of
+
+    prompts = [e.prompt for e in _prompts(data)]
+    scorer = None if reward is None else load_reward(reward)
+    loaded = load_text_model(ModelConfig(path=model), trainable=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return generate_file(
+        loaded.model,
+        loaded.tokenizer,
+        prompts,
+        output,
+        sampling,
+        encoder=prompt_encoder(loaded.tokenizer),
+        identity=identity_of(loaded.model),
+        reward=scorer,
+    )
+
+
+def generate_images(
+    model: str, data: DataConfig, output: Path, number: int, seed: int, batch_size: int, reward: str | None
+) -> int:
+    """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was."""
+    from ..models.diffusion import load_image_model
+
+    prompts = [str(e.prompt) for e in _prompts(data)]
+    scorer = None if reward is None else load_reward(reward)
+    sampling = ImageSampling(batch_size=batch_size)
+    output.mkdir(parents=True, exist_ok=True)
+    done = _claimed(output, {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)})
+    pipeline = load_image_model(model).pipeline
+    chunk = max(1, batch_size // number)
+    for start in range(done, len(prompts), chunk):
+        part = prompts[start : start + chunk]
+        texts = [p for p in part for _ in range(number)]
+        seeds = [seed + (start + i) * number + j for i in range(len(part)) for j in range(number)]
+        images = sample_images(pipeline, texts, seeds, sampling)
+        scores = [None] * len(images) if scorer is None else scorer(texts, images)
+        _write(output, texts, seeds, images, scores, number)
+    return len(prompts) - done
+
+
+def _prompts(data: DataConfig) -> Sequence[Any]:
+    examples, _ = read_prompts(data)
+    if not examples:
+        raise PrefoptError(f"{', '.join(data.paths)}: no prompt in it")
+    return examples
+
+
+def _claimed(output: Path, job: dict[str, Any]) -> int:
+    """How many prompts are done; PrefoptError if the folder holds another job."""
+    note = output / "job.json"
+    if not note.exists():
+        if any(output.iterdir()):
+            raise PrefoptError(f"output {output} holds other files; nothing is overwritten: give a new folder")
+        note.write_text(json.dumps(job, indent=1))
+    elif json.loads(note.read_text()) != job:
+        raise PrefoptError(f"output {output} holds samples of another job (see job.json); give a new folder")
+    rows = output / "images.jsonl"
+    return len(rows.read_text().splitlines()) if rows.exists() else 0
+
+
+def _write(
+    output: Path, texts: list[str], seeds: list[int], images: list[Any], scores: Sequence[float | None], number: int
+) -> None:
+    """One row a prompt, in the ranked-list layout, appended after its pictures are on disk."""
+    lines = []
+    for start in range(0, len(texts), number):
+        names = []
+        for i in range(start, start + number):
+            names.append(f"{seeds[i]:08d}.png")
+            images[i].save(output / names[-1])
+        row: dict[str, Any] = {"prompt": texts[start], "responses": names, "seeds": seeds[start : start + number]}
+        if scores[start] is not None:
+            row["scores"] = list(scores[start : start + number])
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    with (output / "images.jsonl").open("a") as f:
+        f.writelines(lines)

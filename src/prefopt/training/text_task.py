@@ -1,0 +1,129 @@
+"""The text modality: a language model (or a reward model on one), tokenised data, packed scoring, a reference."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..config import ModelConfig, RunConfig
+from ..data.prepare import prepare_text
+from ..errors import PrefoptError
+from ..models.text import TextModel, load_text_model
+from ..objectives.method import Method
+from ..scoring.entry import install
+from ..scoring.identity import identity_of
+from ..scoring.reference import (
+    AdapterOffReference,
+    FrozenReference,
+    ReferenceModel,
+    StoredReference,
+    adapter_off_obstacle,
+)
+from ..scoring.text import TextScorer
+from .needs import data_needs
+from .sampler import Drawn, Part
+from .task import Task
+
+log = logging.getLogger("prefopt")
+
+
+def text_task(config: RunConfig, method: Method) -> Task:
+    """Model, data and scorer of a text run. Raises PrefoptError for whatever cannot be trained on."""
+    needs = method.needs()
+    reward = "scores:reward" in needs
+    loaded = load_text_model(config.model, head="reward" if reward else "lm")
+    prepared = prepare_text(config.data, loaded.tokenizer, needs=data_needs(needs))
+    model = install(loaded.model)
+    identity = identity_of(model)
+    reference, live = _reference(config, loaded, needs)
+    first = prepared.train[0]
+    scorer = TextScorer(needs, reference, notes=[*first.notes, *(["pairs"] if first.pairs else [])], reward=reward)
+    partners = "extras:mismatched" in needs
+
+    def prepare(seen: np.ndarray) -> None:
+        if isinstance(reference, StoredReference):
+            held_out = [] if prepared.eval is None else [Drawn(prepared.eval, partners, _seed(config))]
+            train = Part(Drawn(prepared.train, partners, _seed(config)), seen)
+            reference.prepare(live, scorer.collate, [train, *held_out])
+
+    record: dict[str, Any] = {
+        "data": prepared.record,
+        "model": {"path": config.model.path, "fingerprint": identity},
+        "reference_is_start": reference is not None and config.reference.path is None,
+    }
+    if reference is not None:
+        record["reference"] = {"kind": _kind_of(reference), "identity": reference.identity}
+    save = _saver(loaded)
+    return Task(model, prepared.train, prepared.eval, scorer, save, record, loaded.tokenizer, prepare)
+
+
+def _reference(
+    config: RunConfig, loaded: TextModel, needs: Mapping[str, Any]
+) -> tuple[ReferenceModel | None, nn.Module]:
+    """The reference, and the model that fills its store (None and the policy where the method has none)."""
+    policy = loaded.model
+    if "scores:reference" not in needs and "scores:token_kl" not in needs:
+        return None, policy
+    kind = config.reference.kind
+    must_run = "scores:token_kl" in needs
+    if must_run and kind == "store":
+        raise PrefoptError("reference.kind = store: this method needs whole distributions; take frozen, or train an adapter")
+    if config.reference.path is not None:
+        if kind == "adapter_off":
+            raise PrefoptError("reference.kind = adapter_off has no effect with reference.path: the reference is that model")
+        other = _other_model(config, loaded)
+        if kind == "frozen" or must_run:
+            return FrozenReference(other), other
+        return StoredReference(other, autocast=_autocast(config)), other
+    if kind == "auto":
+        legal = adapter_off_obstacle(policy) is None
+        kind = "adapter_off" if legal else "frozen" if must_run else "store"
+        if config.model.adapter is not None and not legal:
+            log.info("the reference is %s: %s", kind, adapter_off_obstacle(policy))
+    if kind == "adapter_off":
+        return AdapterOffReference(policy), policy
+    if kind == "frozen":
+        return FrozenReference.copy_of(policy), policy
+    return StoredReference(policy, autocast=_autocast(config)), policy
+
+
+def _other_model(config: RunConfig, loaded: TextModel) -> nn.Module:
+    """The reference model of `reference.path`; it must read the same token ids."""
+    other = load_text_model(ModelConfig(path=str(config.reference.path), dtype=config.model.dtype), trainable=False)
+    if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        raise PrefoptError(
+            f"reference.path = {config.reference.path}: its tokenizer is not the policy's, so their log-probabilities "
+            "of the same tokens cannot be compared"
+        )
+    return install(other.model)
+
+
+def _autocast(config: RunConfig) -> torch.dtype | None:
+    """The dtype that the trainer's forwards run under: the stored reference must be computed under the same."""
+    if config.train.get("bf16"):
+        return torch.bfloat16
+    return torch.float16 if config.train.get("fp16") else None
+
+
+def _kind_of(reference: ReferenceModel) -> str:
+    return {StoredReference: "store", AdapterOffReference: "adapter_off", FrozenReference: "frozen"}[type(reference)]
+
+
+def _seed(config: RunConfig) -> int:
+    return int(config.train.get("data_seed") or config.train.get("seed") or 0)
+
+
+def _saver(loaded: TextModel) -> Any:
+    def save(model: nn.Module, folder: Path) -> None:
+        model.save_pretrained(folder)  # a model, or an adapter with the name of its base
+        loaded.tokenizer.save_pretrained(folder)
+
+    return save
+
+
