@@ -17,7 +17,7 @@ from .base import Draw
 from .tree import Tree, plant
 
 EXTRAS = ("prompt", "gold", "mismatched")
-"""Row sets beside the responses: prompt and gold lie on the same trees, mismatched completions on trees of their own."""
+"""Row sets beside the responses: prompt and gold lie on the same trees, mismatched completions apart."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class TextBatch:
             notes={k: v.to(device, non_blocking=non_blocking) for k, v in self.notes.items()},
             apart={k: v.to(device, non_blocking) for k, v in self.apart.items()},
         )
+
+    @property
+    def size(self) -> int:
+        """Tokens that a forward computes, prompts once."""
+        return self.layout.input_ids.numel() + sum(b.size for b in self.apart.values())
 
     def counts(self) -> dict[str, Tensor]:
         """Row set -> [R, T] float, 1 where a token is scored."""

@@ -38,6 +38,7 @@ def install(model: nn.Module) -> nn.Module:
     inner.tree_packed = families.packs(inner.config)
     if inner.tree_packed:
         families.see_trees(inner.config)
+        families.trim_tail(inner.base_model)
     elif inner.config.model_type not in _told:
         _told.add(inner.config.model_type)
         log.warning(

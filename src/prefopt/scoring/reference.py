@@ -20,7 +20,7 @@ from ..objectives.scores import Scores
 from .base import Draw
 from .batch import TextBatch
 from .entry import core, head_of, install
-from .identity import identity_of
+from .identity import identity_of, idle_adapter
 from .kernel import Reference
 from .store import Store
 
@@ -132,8 +132,8 @@ class StoredReference:
             rows, keys = batch.rows[name], batch.keys[name]
             if absent := sum(key not in found for key in keys):
                 raise PrefoptError(
-                    f"{self.store.path}: {absent} of {len(keys)} reference log-probs of a batch ('{name}') are not in the "
-                    "store; prepare it with this data first, or use reference.kind = frozen"
+                    f"{self.store.path}: {absent} of {len(keys)} reference log-probs of a batch ('{name}') are not in "
+                    "the store; prepare it with this data first, or use reference.kind = frozen"
                 )
             values = np.zeros(tuple(rows.mask.shape), dtype=np.float32)
             for r, key in enumerate(keys):

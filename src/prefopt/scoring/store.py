@@ -6,16 +6,17 @@ take 132 MB. Sums are never stored: token-level, length-normalised and clamped l
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PrefoptError
 
-CHUNK = 500  # rows a query: far below sqlite's limit on variables
+ASKED = "FROM logps WHERE key IN (SELECT value FROM json_each(?))"
 
 
 def default_folder() -> Path:
@@ -35,20 +36,12 @@ class Store:
 
     def get(self, keys: Iterable[str]) -> dict[str, np.ndarray]:
         """Key -> float32 values, for those keys that are there."""
-        found = {}
-        for chunk in _chunks(dict.fromkeys(keys)):
-            marks = ",".join("?" * len(chunk))
-            rows = self._open().execute(f"SELECT key, logps FROM logps WHERE key IN ({marks})", chunk)
-            found |= {key: np.frombuffer(blob, dtype="<f4") for key, blob in rows}
-        return found
+        rows = self._open().execute(f"SELECT key, logps {ASKED}", [json.dumps(list(dict.fromkeys(keys)))])
+        return {key: np.frombuffer(blob, dtype="<f4") for key, blob in rows}
 
     def missing(self, keys: Iterable[str]) -> set[str]:
-        keys = set(keys)
-        have: set[str] = set()
-        for chunk in _chunks(keys):
-            marks = ",".join("?" * len(chunk))
-            have |= {key for (key,) in self._open().execute(f"SELECT key FROM logps WHERE key IN ({marks})", chunk)}
-        return keys - have
+        wanted = set(keys)
+        return wanted - {key for (key,) in self._open().execute(f"SELECT key {ASKED}", [json.dumps(list(wanted))])}
 
     def put(self, values: Mapping[str, np.ndarray]) -> None:
         rows = [(key, np.ascontiguousarray(v, dtype="<f4").tobytes()) for key, v in values.items()]
@@ -77,12 +70,8 @@ class Store:
                 connection.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, logps BLOB) WITHOUT ROWID")
             except (sqlite3.Error, OSError) as e:
                 raise PrefoptError(
-                    f"{self.path}: cannot be opened as a reference store ({e}); delete it, or set PREFOPT_CACHE to another folder"
+                    f"{self.path}: cannot be opened as a reference store ({e}); "
+                    "delete it, or set PREFOPT_CACHE to another folder"
                 ) from e
             self._connection, self._process = connection, os.getpid()
         return self._connection
-
-
-def _chunks(keys: Iterable[str]) -> Iterator[list[str]]:
-    keys = list(keys)
-    return (keys[i : i + CHUNK] for i in range(0, len(keys), CHUNK))
