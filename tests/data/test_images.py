@@ -37,6 +37,14 @@ def test_transparency_lies_over_white() -> None:
     assert load_image(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_rotation_of_cameras_is_applied() -> None:
+    image, stream = Image.new("RGB", (5, 4)), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    image.save(stream, "JPEG", exif=exif)
+    assert load_image(stream.getvalue()).size == (4, 5)
+
+
 def test_refusals_name_the_row(tmp_path: Path, png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     where = {"base": tmp_path, "file": "d.jsonl", "row": 7}
     cases = [(b"junk", "cannot be decoded"), ("no.png", "does not exist"), (3, "is int, expected"),

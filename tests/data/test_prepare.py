@@ -20,7 +20,7 @@ QUESTIONS = ["What is the capital of France?", "hello there", "How are you?", "W
 
 def rows(count: int = 40, **more: Any) -> list[dict[str, Any]]:
     return [
-        {"prompt": f"{QUESTIONS[i % 4]} {i // 2}", "chosen": f" good {i}", "rejected": " bad", **more}
+        {"prompt": f"{QUESTIONS[i // 2 % 4]} {i // 2}", "chosen": f" good {i}", "rejected": " bad", **more}
         for i in range(count)
     ]
 
@@ -91,8 +91,9 @@ def test_eval_fraction_is_deterministic_and_shares_no_prompt(tmp_path: Path) -> 
     made = prepare(path, "pairs", eval_fraction=0.25)
     assert made.eval is not None
     sides = [{tuple(s[i].prompt_ids) for i in range(len(s))} for s in (made.train, made.eval)]
+    assert len(sides[0]) + len(sides[1]) == 100  # every prompt occurs twice
     assert not sides[0] & sides[1]
-    assert 30 <= len(made.eval) <= 70
+    assert 30 <= len(made.eval) <= 76
     assert len(made.eval) + len(made.train) == 200
     other = prepare(path, "pairs", eval_fraction=0.25, seed=1)
     assert other.eval is not None

@@ -172,6 +172,10 @@ def test_a_template_that_breaks_the_prefix_falls_back_to_the_common_beginning() 
     assert tok.decode(encoded.prompt_ids) == "<s><|User|>What is the capital of France?<|Assistant|>"
     assert tok.decode(encoded.response_ids[0]) == "Paris.</s>"
     assert encode.counts["moved boundaries"] == 1
+    alike = encode(Example(ASK, ([a("<thinner")], [a("Lyon.")]), ((0, 1),)))  # begins like the <think> of the prompt
+    assert alike.prompt_ids == encoded.prompt_ids
+    alone = encode(Example(ASK, ([a("<thinner")],)))
+    assert alone.prompt_ids == encoded.prompt_ids
 
 
 def test_row_options_reach_the_template() -> None:

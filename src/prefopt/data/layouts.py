@@ -172,7 +172,7 @@ def unpaired(f: Fields) -> Draft:
 
 @layout("lists", "prompt", "responses")
 def lists(f: Fields) -> Draft:
-    """{"prompt": ..., "responses": [...], "scores": [...] or {"name": [...]}} or "ranks": [1, ...] or "pairs": [[0, 1]]"""
+    """{"prompt": ..., "responses": [...], "scores": [...] or {"name": [...]}, or "ranks": [1, ...], or "pairs"}"""
     answers = [f.answer(a, f"responses[{i}]") for i, a in enumerate(f.items("responses"))]
     prompt: Any = f.turns("prompt")
     if f.modality == "text":

@@ -17,8 +17,8 @@ from prefopt.errors import PrefoptError
 def pair_up(example: Example, config: DataConfig) -> Example:
     """The example with its pairs: those of the file, or made from its scores or ranks as `data.pairing` says.
 
-    Equal scores make no pair. Notes per pair follow; margins and soft labels come from scores where the file gives none.
-    Raises PrefoptError where a list of more than two responses meets no choice of pairing, and Unreadable where
+    Equal scores make no pair. Notes per pair follow; margins and soft labels come from scores where the file gives
+    none. Raises PrefoptError where a list of more than two responses meets no choice of pairing, and Unreadable where
     nothing orders the responses.
     """
     if "label" in example.notes and not example.pairs:
@@ -151,8 +151,10 @@ def keep_responses(example: Example, kept: Sequence[int]) -> Example:
 
 
 def to_labelled(example: Example) -> Example:
-    """Unpaired responses of a paired example: desirable where it wins more of its pairs than it loses, undesirable where
-    it loses more; responses that do neither are left out. Weights and names per pair become those of its responses.
+    """Unpaired responses of a paired example.
+
+    A response is desirable where it wins more of its pairs than it loses, undesirable where it loses more, and left
+    out where it does neither. Weights and names per pair become those of its responses.
     """
     if not example.pairs:
         return example

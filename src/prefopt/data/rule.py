@@ -85,7 +85,8 @@ class Ledger:
             for reason, count in self.dropped_counts.most_common()
         ]
         raise PrefoptError(
-            f"{self.dropped_count} of {self.rows} rows teach nothing ({share:.1%}, data.max_dropped allows {limit:.1%}):\n"
+            f"{self.dropped_count} of {self.rows} rows teach nothing ({share:.1%}, data.max_dropped allows "
+            f"{limit:.1%}):\n"
             + "\n".join(lines)
             + "\nMend the data, or raise data.max_dropped if this is as it should be"
         )

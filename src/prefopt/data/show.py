@@ -61,8 +61,8 @@ def show_encoded(example: Encoded, tokenizer: Any) -> RenderableType:
     notes |= {k: v for k, v in example.notes.items() if k != "step_index"}
     if notes:
         parts.append(Text("\n" + "\n".join(f"{k}: {v}" for k, v in notes.items()), "dim"))
-    return Panel(Group(*parts), title=f"{example.file} row {example.row}", title_align="left",
-                 subtitle=f"prompt {len(example.prompt_ids)} tokens, tree {example.tokens}", subtitle_align="left")  # fmt: skip
+    title = f"{example.file} row {example.row}: prompt {len(example.prompt_ids)} tokens, tree {example.tokens}"
+    return Panel(Group(*parts), title=title, title_align="left")
 
 
 def _side(i: int, wins: bool, loses: bool) -> str:

@@ -14,8 +14,8 @@ from prefopt.data.row_fields import Modality
 from prefopt.data.rule import Ledger, fit
 
 KINDS = frozenset({"pairs", "label", "pairs|label", "pairs|demonstrations", "prompts", "gold"})
-"""What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs or
-anything; prompts alone; a gold answer. Every other need is the name of an annotation."""
+"""What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs
+or anything; prompts alone; a gold answer. Every other need is the name of an annotation."""
 
 
 def read_examples(
@@ -55,11 +55,11 @@ def read_prompts(config: DataConfig) -> tuple[list[Example], dict[str, Any]]:
 def read_image_examples(
     config: DataConfig, needs_pairs: bool = True, *, held_out: bool = False, needs: Iterable[str] = ()
 ) -> tuple[list[Example], dict[str, Any]]:
-    """Examples whose responses are images, left undecoded (see `images.load_image`), and the record of what was dropped.
+    """Examples whose responses are images, left undecoded (see `images.load_image`), and the record of the rows.
 
     Paths are made independent of the data file's folder; every image's head is looked at, so missing and corrupt files
-    stop the run here. Ties (label 0.5) are dropped and counted unless `data.use` has label_probability. `held_out` reads
-    `data.eval_path`. Raises PrefoptError by the rule for rows.
+    stop the run here. Ties (label 0.5) are dropped and counted unless `data.use` has label_probability. `held_out`
+    reads `data.eval_path`. Raises PrefoptError by the rule for rows.
     """
     ledger = Ledger()
     wanted = {*needs, "pairs"} if needs_pairs else set(needs)

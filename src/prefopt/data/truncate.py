@@ -14,8 +14,8 @@ OVER_LENGTH = "longer than max_length"
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays: tokens of the prompt (from `prompt_start` on, after `kept_start` tokens), and of every response at most
-    `room`. `one_side` says that some responses were cut and others not.
+    """What stays: the first `kept_start` tokens of the prompt, those from `prompt_start` to `prompt_end`, and of every
+    response at most `room`. `one_side` says that some responses were cut and others not.
     """
 
     kept_start: int
@@ -35,8 +35,8 @@ def plan(prompt: int, responses: Sequence[int], config: DataConfig, *, bos: bool
 
     The prompt gives way first, down to `max_prompt_length` tokens (default: half of `max_length`), by default from its
     start, its BOS kept; then every response is cut to the room that is left, which is the same for all and never zero.
-    Raises TeachesNothing where the prompt alone fills `max_length` and `max_prompt_length` does not say how far it may be
-    cut, and for everything too long under `truncation: drop`.
+    Raises TeachesNothing where the prompt alone fills `max_length` and `max_prompt_length` does not say how far it may
+    be cut, and for everything too long under `truncation: drop`.
     """
     limit = config.max_length
     longest = max(responses, default=0)

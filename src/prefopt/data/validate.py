@@ -89,8 +89,8 @@ def check_data(
     """Examines all rows of `data.path` (or of `data.eval_path` if `held_out`).
 
     `needs` as in `prepare_text` makes it strict about what a method needs. With a tokenizer (an object or a folder)
-    prompts over the limit and truncations are found too. Raises PrefoptError only where no row can be looked at: no such
-    file, no known layout, a choice that is missing.
+    prompts over the limit and truncations are found too. Raises PrefoptError only where no row can be looked at: no
+    such file, no known layout, a choice that is missing.
     """
     paths = data.eval_paths if held_out else data.paths
     with tqdm(total=total_bytes(paths) or None, desc="checking", unit="B", unit_scale=True, delay=2, leave=False,
@@ -220,8 +220,8 @@ class _Doctor:
         found = list(self.findings.values())
         share = self.dropped / max(1, self.rows)
         if share > self.data.max_dropped:
-            found.append(Finding("too many rows teach nothing", "error", self.dropped,
-                                 detail=f"{share:.1%} of the rows; data.max_dropped allows {self.data.max_dropped:.1%}"))  # fmt: skip
+            detail = f"{share:.1%} of the rows; data.max_dropped allows {self.data.max_dropped:.1%}"
+            found.append(Finding("too many rows teach nothing", "error", self.dropped, detail=detail))
         elif usable == 0:
             found.append(Finding("no usable row", "error", self.rows))
         found += self._mixed() + self._incomplete() + self._bias()

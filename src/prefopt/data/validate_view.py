@@ -24,5 +24,10 @@ def render_report(report: Report) -> RenderableType:
         more = ", ..." if f.count > len(f.rows) > 0 else ""
         table.add_row(Text(f.severity, _COLOUR[f.severity]), str(f.count), Text(what), ", ".join(f.rows) + more)
     numbers = Text(", ".join(f"{k} {v:,.3g}" if v < 1000 else f"{k} {v:,.0f}" for k, v in report.statistics.items()))
-    verdict = Text("sound: training may begin", "bold green") if report.sound else Text("not sound: mend the errors first", "bold red")  # fmt: skip
+    words, colour = (
+        ("sound: training may begin", "bold green")
+        if report.sound
+        else ("not sound: mend the errors first", "bold red")
+    )
+    verdict = Text(words, colour)
     return Group(head, *([table] if report.findings else []), numbers, verdict)
