@@ -157,6 +157,8 @@ def test_a_system_message_makes_chat_of_strings(tmp_path: Path) -> None:
     ({"chosen": [{"role": "assistant", "content": 3}]}, "chosen[0] has content 3"),
     ({"chosen": [{"role": "assistant"}]}, "chosen[0] has no content"),
     ({"chosen": [{"role": "assistant", "content": "x", "tool_calls": [3]}]}, "malformed tool call"),
+    ({"prompt": "\ud800"}, "'prompt' holds '\\ud800' at 0, which is no character"),
+    ({"chosen": [{"role": "assistant", "content": "x\ud800"}]}, "chosen[0]' holds '\\ud800' at 1"),
     ({"margin": "wide"}, "'margin' is 'wide', expected a finite number"),
     ({"weight": -1}, "'weight' is -1, expected a weight of 0 or more"),
     ({"label_probability": 1.5}, "expected a probability between 0 and 1"),

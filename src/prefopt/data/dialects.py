@@ -32,6 +32,8 @@ def ultrafeedback(f: Fields) -> Draft:
     ratings: list[dict[str, float]] = []
     for completion in given:
         aspects = completion.get("annotations") or {}
+        if not isinstance(aspects, Mapping):
+            raise Unreadable(f"'annotations' is {fields.short(aspects)}, expected an object of ratings")
         rated = {name: fields.rating(_rating(a), f"{name} rating") for name, a in aspects.items() if a is not None}
         for column, name in (("overall_score", "overall"), ("fine-grained_score", "fine_grained")):
             if completion.get(column) is not None:

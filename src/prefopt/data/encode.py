@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.data.config import DataConfig
 from prefopt.data.example import Example, Turns
-from prefopt.data.fields import TeachesNothing, Unreadable
+from prefopt.data.fields import TeachesNothing, Unreadable, short
 from prefopt.data.pairing import keep_responses
 from prefopt.data.rule import IDENTICAL, only_pairs
 from prefopt.data.split import NOTHING_SCORED, Piece, Split, split
@@ -126,7 +126,10 @@ class Encoder:
         }
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        except TypeError as error:  # half a character
+            raise Unreadable(f"the tokenizer refuses the text {short(text)}") from error
 
     def _prompt(self, text: str) -> list[int]:
         """Ids of a text at the start of a sequence, with exactly one BOS if the family has one."""

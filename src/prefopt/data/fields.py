@@ -30,6 +30,8 @@ def short(value: Any, length: int = 40) -> str:
 
 def need(values: Mapping[str, Any], name: str) -> Any:
     """The field, which must be there and not null."""
+    if not isinstance(values, Mapping):
+        raise Unreadable(f"{short(values)} stands where an object with {name!r} is expected")
     if name not in values:
         raise Unreadable(f"{name!r} is missing", "missing")
     if values[name] is None:
@@ -40,6 +42,18 @@ def need(values: Mapping[str, Any], name: str) -> Any:
 def text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Unreadable(f"{name!r} is {type(value).__name__} {short(value)}, expected text")
+    return valid(value, name)
+
+
+def valid(value: str, name: str) -> str:
+    """The text, refused where it holds half a character (JSON can spell one, no tokenizer can read it)."""
+    try:
+        if not value.isascii():
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise Unreadable(
+            f"{name!r} holds {short(value[error.start])} at {error.start}, which is no character"
+        ) from None
     return value
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.data.example import Message
-from prefopt.data.fields import TeachesNothing, Unreadable, short
+from prefopt.data.fields import TeachesNothing, Unreadable, short, valid
 
 _ROLES = {
     "system": "system",
@@ -91,6 +91,7 @@ def _check(message: Message, where: str) -> None:
         raise Unreadable(f"{where} has no content", "message")
     if content is not None and not isinstance(content, str) and not _is_parts(content):
         raise Unreadable(f"{where} has content {short(content)}, expected text or a list of typed parts", "message")
+    valid(said(message), where)
     thought = message.get("reasoning_content")
     if thought is not None and not isinstance(thought, str):
         raise Unreadable(f"{where} has reasoning_content {short(thought)}, expected text", "message")

@@ -237,4 +237,6 @@ def prompt_key(example: Example, salt: str = "") -> int:
     """64 bits that name a prompt: its text, whatever its layout."""
     prompt = example.prompt
     text = prompt if isinstance(prompt, str) else "\x1e".join(f"{m['role']}\x1f{content(m)}" for m in prompt)
-    return int.from_bytes(hashlib.blake2b(f"{salt}\x1d{text}".encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(f"{salt}\x1d{text}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )

@@ -57,7 +57,7 @@ class Fields:
 def turns(value: Any, name: str) -> Turns:
     """Text or chat messages, whichever the value claims to be."""
     if isinstance(value, str):
-        return value
+        return fields.valid(value, name)
     if is_messages(value):
         return messages(value, name)
     raise Unreadable(f"{name!r} is {type(value).__name__} {short(value)}, expected text or chat messages")

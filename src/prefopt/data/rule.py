@@ -122,7 +122,7 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     if not prompt.strip() and not example.images:
         raise TeachesNothing(EMPTY_PROMPT)
     if "prompts" in needs:
-        return example
+        return replace(example, responses=(), pairs=(), steps=None, gold=None)
     if not example.responses:
         raise Unreadable("has a prompt and no response", "missing")
     pairwise = any(n.startswith("pairs") for n in needs) or "label" in needs
