@@ -133,6 +133,13 @@ def test_pairs_become_labelled_responses_and_never_the_reverse() -> None:
     assert fit(Example("q", ("a",)), config(), frozenset({"pairs|demonstrations"})).responses == ("a",)
 
 
+def test_one_of_several_annotations_may_do() -> None:
+    rated = Example("q", ("a",), (), {"score": [1.0]})
+    assert fit(rated, config(), frozenset({"advantage|score"})) == rated
+    with pytest.raises(Unreadable, match=r"has no .advantage\|rank"):
+        fit(rated, config(), frozenset({"advantage|rank"}))
+
+
 def test_needs_are_asked_of_every_row() -> None:
     for need in ("margin", "gold", "annotator", "step_index", "hardness"):
         with pytest.raises(Unreadable, match=f"has no '{'steps' if need == 'step_index' else need}'"):

@@ -178,6 +178,12 @@ def test_a_template_that_breaks_the_prefix_falls_back_to_the_common_beginning() 
     assert alone.prompt_ids == encoded.prompt_ids
 
 
+def test_prompts_alone_ask_for_thinking_unless_it_is_stripped() -> None:
+    for rule, blocks in (("keep", 0), ("strip", 1)):
+        ids = encoder("qwen3", thinking=rule).prompt_ids(Example(ASK, ()))
+        assert tokenizer("qwen3").decode(ids).count("</think>") == blocks
+
+
 def test_row_options_reach_the_template() -> None:
     example = Example(ASK, ([a("Paris.")], [a("Lyon.")]), ((0, 1),), template_kwargs={"enable_thinking": True})
     assert "think" not in tokenizer("qwen3").decode(encoder("qwen3")(example).prompt_ids)

@@ -133,7 +133,7 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
         example = to_labelled(example)
     _check_kind(example, needs)
     for note in needs - {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts"}:
-        if note not in example.notes and note != "step_index":
+        if note != "step_index" and not set(note.split("|")) & set(example.notes):
             raise Unreadable(f"has no {note!r}, which the method needs", "missing")
     if "step_index" in needs and example.steps is None:
         raise Unreadable("has no 'steps', which the method needs", "missing")

@@ -20,18 +20,18 @@ PROMPT, SCORED, MASKED = ("cyan", "bright_cyan"), ("green", "bright_green"), ("g
 
 
 def show_examples(data: DataConfig, tokenizer: Any, *, n: int = 3, needs: Iterable[str] = ()) -> list[RenderableType]:
-    """The first `n` usable examples as the model will see them, after a legend. Rows that are dropped are skipped.
+    """The first `n` usable examples as the model will see them (see `legend`). Rows that are dropped are skipped.
 
     Raises PrefoptError where no row can be shown.
     """
     ledger, encoder = Ledger(), Encoder(tokenizer, data)
-    shown: list[RenderableType] = [legend()]
+    shown: list[RenderableType] = []
     for example in read_examples(data, data.paths, ledger, needs={*needs, *data.use}):
         with ledger.row(example):
             shown.append(show_encoded(encoder(example), tokenizer))
-        if len(shown) > n:
+        if len(shown) == n:
             return shown
-    if len(shown) == 1:
+    if not shown:
         ledger.stop_if_unreadable()
         ledger.stop_if_too_many_dropped(0.0)
         raise PrefoptError(f"{', '.join(data.paths)}: holds no rows")

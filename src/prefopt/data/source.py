@@ -35,7 +35,9 @@ def read_examples(
     needs = frozenset(needs)
     found = read_rows(paths, split=config.split, subset=config.subset, progress=progress)
     layout, rows = recognise(islice(found, config.limit), config)
-    interpret = Interpreter(layout, config, modality, frozenset(n for n in needs - KINDS if axes(n) is None))
+    interpret = Interpreter(
+        layout, config, modality, frozenset(n for need in needs - KINDS for n in need.split("|") if axes(n) is None)
+    )
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):

@@ -47,7 +47,7 @@ def split(example: Example, responses: Sequence[Turns], templates: Templates) ->
     if prompt[-1]["role"] == "assistant":
         raise Unreadable("the prompt ends with an assistant's turn, so no answer can follow", "message")
     answers = [templates.conversation(r, "assistant") for r in responses]
-    options = thinking_option(answers) | dict(example.template_kwargs)
+    options = thinking_option(answers, templates.config.thinking) | dict(example.template_kwargs)
     view = _View(templates, example.tools, options)
     head = view.render(prompt, generation=True)
     wholes = []
@@ -70,9 +70,13 @@ def split(example: Example, responses: Sequence[Turns], templates: Templates) ->
     return Split(head[:shared], pieces, shared < len(head) or not exact, True)
 
 
-def thinking_option(answers: Sequence[Sequence[Message]]) -> dict[str, Any]:
-    """Answers without thinking are asked for without it, so that no template makes them begin with an empty block."""
-    return {} if any(has_thinking(a) for a in answers) or not answers else {"enable_thinking": False}
+def thinking_option(answers: Sequence[Sequence[Message]], rule: str) -> dict[str, Any]:
+    """Answers without thinking are asked for without it, so that no template makes them begin with an empty block.
+
+    A prompt alone is asked without thinking where the rule is to strip it, else as the template likes.
+    """
+    thinks = any(has_thinking(a) for a in answers) if answers else rule != "strip"
+    return {} if thinks else {"enable_thinking": False}
 
 
 def _trained(message: Message) -> bool:

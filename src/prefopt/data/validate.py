@@ -100,7 +100,7 @@ def check_data(
         first = next(again, None)
         kind = modality or guess_modality(rename(first, data) if first else {})
         needed = frozenset(needs) | frozenset(data.use)
-        wanted = frozenset(n for n in needed - KINDS if axes(n) is None)
+        wanted = frozenset(n for need in needed - KINDS for n in need.split("|") if axes(n) is None)
         doctor = _Doctor(data, needed, Interpreter(layout, data, kind, wanted), _encoder(tokenizer, data), paths)
         if first is not None:
             doctor.row(first)
