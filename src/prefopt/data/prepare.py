@@ -49,7 +49,8 @@ def prepare_text(
 
     `needs` says what the method asks for: "pairs"; "label" (unpaired responses: pairs are converted); "pairs|label"
     (either, as they come); "pairs|demonstrations" (pairs, or any single responses); "gold"; and names of annotations
-    (`NOTE_AXES`, or columns that only the method knows; `a|b`: either will do). Without needs every response is taken as it is.
+    (`NOTE_AXES`, or columns that only the method knows; `a|b`: either will do). Without needs every
+    response is taken as it is.
     `cache`: where prepared sets live, by default $PREFOPT_CACHE/data or ~/.cache/prefopt/data.
     Raises PrefoptError by the rule for rows (`rule.py`), before anything is stored.
     """
