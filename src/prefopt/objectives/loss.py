@@ -144,6 +144,11 @@ class Loss:
     def weighted(self, weight: Tensor, over: str = "pairs") -> Loss:
         """Weights on the terms that count per `over`; the normaliser stays (a weight is not a count)."""
         self.per(over)
+        for name, t in self.terms.items():
+            if t.over == over and t.values.shape != weight.shape:
+                raise PrefoptError(
+                    f"weights {list(weight.shape)} over {over} do not fit the loss term '{name}' {list(t.values.shape)}"
+                )
         return self.replace({k: t * weight if t.over == over else t for k, t in self.terms.items()})
 
     def recompared(
