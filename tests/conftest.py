@@ -37,3 +37,55 @@ def hh_path() -> Path:
 def alpaca_lists_path() -> Path:
     """805 instructions with six scored responses each."""
     return _real("alpaca-eval-lists.jsonl.gz")
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama folder."""
+    from tests.small_models import save_text_model
+
+    return save_text_model(tmp_path_factory.mktemp("text-model"))
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 text pairs."""
+    from tests.small_models import write_pairs
+
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl")
+
+
+@pytest.fixture(scope="session")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny, untrained Stable Diffusion pipeline folder."""
+    from prefopt.worlds.shapes.pipelines import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("image-model")
+    tiny_pipeline("sd").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 pairs of pictures."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("image-pairs")
+    g = np.random.default_rng(0)
+    rows = []
+    for i in range(8):
+        names = [f"{i}-{side}.png" for side in ("a", "b")]
+        for name in names:
+            Image.fromarray(g.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / name)
+        rows.append({"prompt": "a red circle in the upper left", "chosen": names[0], "rejected": names[1]})
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder / "pairs.jsonl"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a user's machine has cached is read, nothing is left on it."""
+    os.environ["PREFOPT_CACHE"] = str(tmp_path_factory.getbasetemp() / "prefopt-cache")

@@ -129,6 +129,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 16,
     "logging_steps": 10,
+    "logging_first_step": True,
     "save_steps": 500,
     "save_total_limit": 2,
     "report_to": "none",
