@@ -199,6 +199,21 @@ def test_counts_are_those_of_the_scores_and_notes_travel():
     assert dataclasses.replace(batch, filler=True).to("cpu").filler
 
 
+def test_mismatched_images_stand_under_the_examples_own_caption_and_noise():
+    s, net = scorer(), Net(0)
+    batch = s.collate([Draw(example(i), 0, example(i + 10)) for i in range(3)])
+    apart = batch.apart["mismatched"]
+    assert torch.equal(apart.noise, batch.noise) and torch.equal(apart.time, batch.time)
+    assert torch.equal(apart.condition["text"], batch.condition["text"])
+    assert not torch.equal(apart.latents, batch.latents)
+    needs = {"scores:policy": {}, "extras:mismatched": {"asked": BOTH}}
+    found = s.score(net, batch, needs, grad=False)
+    assert set(found) == {"mismatched"} and set(found["mismatched"]) == {"policy", "reference"}
+    assert not found["mismatched"]["policy"].values.requires_grad
+    assert card("epsilon", net, apart, 2) == pytest.approx(found["mismatched"]["policy"].values[2].item(), rel=1e-12)
+    assert batch.counts()["mismatched"].shape == (6, 1)
+
+
 def test_adapter_off_is_the_start_and_is_switched_on_again():
     model = image_model(tiny_pipeline("sd"))
     net = make_trainable(model, {"r": 2})

@@ -153,11 +153,18 @@ def fingerprint(parts: Mapping[str, nn.Module]) -> str:
     """SHA-256 over names, types and values of the weights of these modules, and of their configurations."""
     digest = hashlib.sha256()
     for part, module in sorted(parts.items()):
-        digest.update(f"{part} {getattr(module, 'config', '')}".encode())
+        digest.update(f"{part} {_settings(module)}".encode())
         for name, x in sorted(module.state_dict().items()):
             digest.update(f"{name} {x.dtype} {list(x.shape)}".encode())
             digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """The configuration without what says only where it came from and which version wrote it."""
+    config = getattr(module, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return sorted((k, v) for k, v in values.items() if not k.startswith("_") and k not in ("transformers_version", "dtype"))
 
 
 def _places(

@@ -12,10 +12,10 @@ are the same whatever the batching, the process and the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -51,20 +51,33 @@ class ImageBatch:
     time: Tensor  # [G] what the network reads
     condition: dict[str, Tensor]  # name -> [G, ...]
     notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
+    apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
     filler: bool = False
+
+    @property
+    def size(self) -> int:
+        """What it costs: images."""
+        return len(self.latents)
+
+    @property
+    def size(self) -> int:
+        """Images."""
+        return len(self.latents)
 
     def to(self, device: torch.device | str) -> ImageBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
         tensors = {n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time")}
-        condition = {k: move(v) for k, v in self.condition.items()}
-        return replace(self, **tensors, condition=condition, notes={k: move(v) for k, v in self.notes.items()})
+        condition, notes = ({k: move(v) for k, v in d.items()} for d in (self.condition, self.notes))
+        apart = {k: b.to(device) for k, b in self.apart.items()}
+        return replace(self, **tensors, condition=condition, notes=notes, apart=apart)
 
     def counts(self) -> dict[str, Tensor]:
-        """{"responses": [R, 1]}: every image sums over all its C*H*W elements."""
+        """{"responses": [R, 1]}: every image sums over all its C*H*W elements; likewise the row sets apart."""
         each = float(self.latents[0].numel())
-        return {"responses": self.latents.new_full((len(self.latents), 1), each)}
+        own = {"responses": self.latents.new_full((len(self.latents), 1), each)}
+        return own | {name: batch.counts()["responses"] for name, batch in self.apart.items()}
 
 
 class DenoisingScorer:
@@ -99,34 +112,41 @@ class DenoisingScorer:
         self._require(self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
-        return {"scores:policy", "scores:reference", "notes:group", *(f"notes:{name}" for name in self.notes)}
+        scores = {"scores:policy", "scores:reference", "extras:mismatched"}
+        return scores | {"notes:group", *(f"notes:{name}" for name in self.notes)}
 
     # ---- drawing
     def collate(self, draws: Sequence[Draw]) -> ImageBatch:
         """One batch, all randomness included. Raises PrefoptError for conditions or latents that do not fit."""
-        groups = [self._group(draw.example, draw.epoch) for draw in draws]
-        t = torch.stack([g["t"] for g in groups])
-        level = self.schedule.level(t)
-        names = CONDITIONS[self.kind]
+        batch = self._batch(draws, [draw.example for draw in draws])
+        if all(draw.partner is not None for draw in draws):
+            batch.apart["mismatched"] = self._batch(draws, [draw.partner for draw in draws])
+        return batch
+
+    def _batch(self, draws: Sequence[Draw], shown: Sequence[ImageExample]) -> ImageBatch:
+        """The images of `shown` under the captions and noise of `draws`."""
+        groups = [self._group(draw, images) for draw, images in zip(draws, shown, strict=True)]
+        level = self.schedule.level(torch.stack([g["t"] for g in groups]))
         return ImageBatch(
             latents=torch.cat([g["latents"] for g in groups]),
             noise=torch.stack([g["noise"] for g in groups]),
             signal=level.signal,
             sigma=level.sigma,
             time=level.time,
-            condition={n: torch.stack([g["condition"][n] for g in groups]) for n in names},
-            notes=_notes([draw.example for draw in draws]),
+            condition={n: torch.stack([g["condition"][n] for g in groups]) for n in CONDITIONS[self.kind]},
+            notes=_notes(shown),
         )
 
-    def _group(self, example: ImageExample, epoch: int) -> dict:
-        seeds = np.random.SeedSequence((self.seed, epoch, example.index)).generate_state(1, np.uint64)
+    def _group(self, draw: Draw, images: ImageExample) -> dict[str, Any]:
+        example: ImageExample = draw.example
+        seeds = np.random.SeedSequence((self.seed, draw.epoch, example.index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seeds[0]))
         t = self.schedule.draw(generator)
         dropped = bool(torch.rand((), generator=generator) < self.caption_dropout) and not example.held_out
-        k, views, *shape = example.mean.shape
+        k, views, *shape = images.mean.shape
         noise = torch.randn(shape, generator=generator)
         view = torch.randint(views, (k,), generator=generator)
-        mean, std = example.mean[torch.arange(k), view], example.std[torch.arange(k), view]
+        mean, std = images.mean[torch.arange(k), view], images.std[torch.arange(k), view]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         self._require(example.condition, f"example {example.index}")
         return {"t": t, "noise": noise, "latents": latents, "condition": self.empty if dropped else example.condition}
@@ -139,8 +159,13 @@ class DenoisingScorer:
     # ---- scoring
     def score(self, model: nn.Module, batch: ImageBatch, needs: Needs, grad: bool = True) -> Scored:
         """{"responses": {"policy": [R, 1], "reference": [R, 1]}}, as asked; the reference never carries gradient."""
-        if not grad:
-            return {}
+        if grad:
+            return {"responses": self._scores(model, batch, needs)}
+        with torch.no_grad():
+            asked = {name: needs[f"extras:{name}"] for name in batch.apart if f"extras:{name}" in needs}
+            return {name: self._scores(model, batch.apart[name], spec["asked"]) for name, spec in asked.items()}
+
+    def _scores(self, model: nn.Module, batch: ImageBatch, needs: Needs) -> dict[str, Scores]:
         group = batch.notes["group"]
         precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         latents, noise = batch.latents.to(precise), batch.noise.to(precise)[group]
@@ -160,9 +185,9 @@ class DenoisingScorer:
                 scores["reference"] = self._by_reference(model, errors, noisy.device)
         if "scores:policy" in needs:
             scores["policy"] = errors(model)
-        return {"responses": scores}
+        return scores
 
-    def _by_reference(self, model: nn.Module, errors, device: torch.device) -> Scores:
+    def _by_reference(self, model: nn.Module, errors: Callable[[nn.Module], Scores], device: torch.device) -> Scores:
         if self.reference is not None:
             return errors(self.reference.to(device))
         with adapters_off(model):

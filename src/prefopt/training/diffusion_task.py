@@ -135,7 +135,7 @@ def _with_checkpointing(net: nn.Module) -> None:
 
 def _tell(record: dict[str, Any]) -> None:
     for reason, dropped in record["dropped"].items():
-        log.warning("%s: %d rows dropped (%s ...)", reason, dropped["count"], ", ".join(dropped["rows"][:3]))
+        log.warning("%d rows dropped: %s (the run's record lists them)", dropped["count"], reason)
     sizes = record["images"]
     if sizes["examples_of_mixed_size"] or sizes["enlarged"]:
         log.warning(

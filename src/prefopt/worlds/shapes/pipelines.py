@@ -132,7 +132,7 @@ def _unet(kind: PipelineKind) -> Any:
         sample_size=SIDE,
         in_channels=LATENTS,
         out_channels=LATENTS,
-        block_out_channels=(48, 96),
+        block_out_channels=(32, 64),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,

@@ -46,7 +46,7 @@ def train_vae(model: ImageModel, steps: int, rng: np.random.Generator, progress:
 
 
 def train_denoiser(
-    model: ImageModel, steps: int, rng: np.random.Generator, progress: bool, *, wrong: float, batch: int = 64
+    model: ImageModel, steps: int, rng: np.random.Generator, progress: bool, *, wrong: float, batch: int = 32
 ) -> float:
     """Denoising of captioned pictures; `wrong` is the share of captions that belong to another picture of the scene's
     neighbourhood, so that the model errs and preferences have something to teach. Returns the last mean error."""

@@ -21,9 +21,8 @@ from .render import BACKGROUND, CELL, COLOURS, ONE, RADII, SHAPES, SHIFTS, SIZE,
 CAPTION = re.compile(r"(?:a|two) (\w+?) (\w+?)s? (?:in the )?((?:upper|lower) (?:left|right)|on the \w+|at the \w+)")
 PRESENT = 0.35
 """Presence from which on something stands in a cell, whose colour and shape are judged."""
-BLUR = 0.12
-"""Share of a cell's energy that its stencil may leave unexplained before nothing is left of the credit for shape; a
-square taken for a circle leaves 0.09, any other confusion at least 0.25."""
+BLUR = 0.4
+"""Share of a cell's energy that the best stencil may leave unexplained before nothing is left of the credit for shape."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Seen:
 
     presence: float
     fit: dict[str, float]  # shape -> share of the cell's energy that its best stencil explains, 0..1
-    colour: np.ndarray  # [3] fitted under the best stencil
+    hue: np.ndarray  # [3] fitted under the best stencil
 
 
 def parse(caption: str) -> Scene:
@@ -69,6 +68,26 @@ def reward(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
     return [float(np.mean(each)) for each in zip(*parts(prompts, images).values(), strict=True)]
 
 
+def colour(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """How near the objects' colours are to the named one."""
+    return parts(prompts, images)["colour"]
+
+
+def shape(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """How well the named shape explains the objects."""
+    return parts(prompts, images)["shape"]
+
+
+def place(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """Overlap of the cells that hold something with those that should."""
+    return parts(prompts, images)["place"]
+
+
+def count(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
+    """1 for the named number of objects, 0 for one more or less."""
+    return parts(prompts, images)["count"]
+
+
 # ------------------------------------------------------------------------------------------------ the analysis
 @cache
 def _bank() -> tuple[np.ndarray, list[str]]:
@@ -90,26 +109,26 @@ def _cell(excess: np.ndarray) -> Seen:
     fitted = bank @ excess  # [N, 3] colour of each stencil, times its norm
     explained = (fitted**2).sum(1)
     best = int(explained.argmax())
-    colour = BACKGROUND + fitted[best] / _norms()[best]
-    nearest = min(COLOURS.values(), key=lambda c: float(((c - colour) ** 2).sum()))
+    hue = BACKGROUND + fitted[best] / _norms()[best]
+    nearest = min(COLOURS.values(), key=lambda c: float(((c - hue) ** 2).sum()))
     smallest = min(norm for norm, name in zip(_norms(), names, strict=True) if name == names[best])
     full = smallest**2 * float(((nearest - BACKGROUND) ** 2).sum())
     share = explained / max(float((excess**2).sum()), 1e-9)
     fit = {s: float(max(e for e, n in zip(share, names, strict=True) if n == s)) for s in SHAPES}
-    return Seen(min(1.0, float(explained[best]) / (0.95 * full)), fit, colour)
+    return Seen(min(1.0, float(explained[best]) / (0.95 * full)), fit, hue)
 
 
 def _judge(scene: Scene, cells: list[Seen]) -> dict[str, float]:
     there = np.array([c.presence for c in cells])
     want = np.array([float(i in scene.cells) for i in range(4)])
-    place = float(np.minimum(there, want).sum() / max(np.maximum(there, want).sum(), 1e-9))
-    count = max(0.0, 1.0 - abs(float(there.sum()) - len(scene.cells)))
+    overlap = float(np.minimum(there, want).sum() / max(np.maximum(there, want).sum(), 1e-9))
+    number = max(0.0, 1.0 - abs(float(there.sum()) - len(scene.cells)))
     objects = [c for c in cells if c.presence >= PRESENT]
     if not objects:
-        return {"colour": 0.0, "shape": 0.0, "place": place, "count": count}
-    colour = np.mean([_colour_credit(c.colour, scene.colour) for c in objects])
-    shape = np.mean([_shape_credit(c.fit, scene.shape) for c in objects])
-    return {"colour": float(colour), "shape": float(shape), "place": place, "count": count}
+        return {"colour": 0.0, "shape": 0.0, "place": overlap, "count": number}
+    right_colour = float(np.mean([_colour_credit(c.hue, scene.colour) for c in objects]))
+    right_shape = float(np.mean([_shape_credit(c.fit, scene.shape) for c in objects]))
+    return {"colour": right_colour, "shape": right_shape, "place": overlap, "count": number}
 
 
 def _colour_credit(seen: np.ndarray, name: str) -> float:
@@ -119,5 +138,7 @@ def _colour_credit(seen: np.ndarray, name: str) -> float:
 
 
 def _shape_credit(fit: dict[str, float], name: str) -> float:
-    """How well the named shape explains the object, from 0 (clearly worse than another) to 1 (exactly)."""
-    return max(0.0, 1.0 - (1.0 - fit[name]) / BLUR)
+    """1 where the named shape explains the object exactly, 1/2 where another explains it as well, 0 where one is exact."""
+    missed = 1.0 - fit[name]
+    other = 1.0 - max(share for shape_, share in fit.items() if shape_ != name)
+    return other / max(missed + other, 1e-9) * max(0.0, 1.0 - missed / BLUR)
