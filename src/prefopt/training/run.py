@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,18 @@ class Outcome:
     record: dict[str, Any] | None = None
 
 
-def train(config: RunConfig, *, dry_run: bool = False, stop_after: int | None = None) -> Outcome:
+def train(
+    config: RunConfig,
+    *,
+    dry_run: bool = False,
+    stop_after: int | None = None,
+    callbacks: Sequence[transformers.TrainerCallback] = (),
+) -> Outcome:
     """Train as configured; resumes if the output folder holds an unfinished run of the same configuration.
 
     dry_run: prepare the data and say what would happen; nothing is written to the output folder.
     stop_after: leave the run unfinished after this many steps more, as if it had been interrupted.
+    callbacks: of transformers, added to the trainer's own.
     Raises PrefoptError before any training for every input that cannot be trained on.
     """
     method = make_method(config)
@@ -58,11 +65,12 @@ def train(config: RunConfig, *, dry_run: bool = False, stop_after: int | None = 
     if dry_run:
         task, args, per_step = _prepared(config, method, kind, args)
         return Outcome(folder.path, "dry run", estimate(task, args, per_step, _copies_reference(task)), task.record)
-    state = folder.claim(config)
+    state = folder.claim(config, main=args.process_index == 0)
     try:
         if state == "finished":
             return Outcome(folder.path, "was finished", record=folder.record)
-        return _train(config, method, kind, args, folder, state, stop_after)
+        extra = [*callbacks, *([] if stop_after is None else [_StopAfter(stop_after)])]
+        return _train(config, method, kind, args, folder, state, extra)
     finally:
         folder.release()
 
@@ -74,7 +82,7 @@ def _train(
     args: TrainingArguments,
     folder: RunFolder,
     state: str,
-    stop_after: int | None,
+    callbacks: Sequence[transformers.TrainerCallback],
 ) -> Outcome:
     task, args, per_step = _prepared(config, method, kind, args)
     cost = estimate(task, args, per_step, _copies_reference(task))
@@ -84,13 +92,13 @@ def _train(
     if state == "unfinished":
         _refuse_other_data(folder.record, task.record)
     main = args.process_index == 0
-    if main:
-        folder.start(config, record)
     with _words_for_a_full_disk(folder.path):
         trainer = Trainer(task, method, args, per_step)
+        if main:
+            folder.start(config, record)
         task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
-        if stop_after is not None:
-            trainer.add_callback(_StopAfter(stop_after))
+        for callback in callbacks:
+            trainer.add_callback(callback)
         resume = checkpoints.latest(folder.path, remove_halves=main) if state == "unfinished" else None
         if resume is not None:
             log.info("going on from %s", resume)

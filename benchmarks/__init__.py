@@ -1,0 +1,1 @@
+"""Speed and memory beside other tools: `make bench`, or `python -m benchmarks --help`."""
