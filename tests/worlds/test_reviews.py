@@ -1,5 +1,6 @@
 """The built reviews world: real formats, layouts, dials, and the same bytes again."""
 
+import dataclasses
 import json
 from collections import Counter
 from statistics import fmean
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefopt.errors import PrefoptError
 from prefopt.worlds import reviews
+from prefopt.worlds.reviews import make
 
 
 def rows(path):
@@ -101,13 +103,19 @@ def test_same_seed_same_bytes(tiny_reviews, tmp_path):
         assert (again.root / path).read_bytes() == (tiny_reviews.root / path).read_bytes(), path
 
 
-def test_builds_leave_no_trace(cache, tmp_path):
+def test_builds_leave_no_trace_and_the_seed_matters(tmp_path, monkeypatch):
+    # Two steps: the model is no good, but the path is the same.
+    small = dataclasses.replace(make.SIZES["tiny"], steps=2, pairs=8, heldout=0, lists=2, prompts=2)
+    monkeypatch.setitem(make.SIZES, "tiny", small)
     torch.manual_seed(5)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    other = build(tmp_path, seed=1)
+    one, two = build(tmp_path, seed=1), build(tmp_path, seed=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
-    assert other.train.read_bytes() != build(cache).train.read_bytes()
+    for part in ("train", "prompts", "sft"):
+        assert getattr(one, part).read_bytes() != getattr(two, part).read_bytes()
+    weights = [world.model / "model.safetensors" for world in (one, two)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
 def test_label_noise_flips(cache):

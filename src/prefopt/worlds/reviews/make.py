@@ -31,7 +31,7 @@ HELDOUT_TITLES = 0.2
 
 SIZES = {
     "full": Size(160, 2, 400, 32, 1280, 1.2, pairs=2048, heldout=512, prompts=256, lists=384, demonstrations=4096),
-    "tiny": Size(96, 1, 150, 32, 1280, 1.4, pairs=128, heldout=32, prompts=32, lists=24, demonstrations=128),
+    "tiny": Size(96, 1, 130, 24, 1280, 1.4, pairs=128, heldout=32, prompts=32, lists=24, demonstrations=128),
 }
 
 Rows = list[dict[str, Any]]
@@ -43,7 +43,7 @@ def build(
     label_noise: float | Sequence[float] = 0.0,
     annotator_groups: int | Sequence[str] = 1,
     length_bias: float = 0.0,
-    temperature: float = 0.125,
+    temperature: float = 0.1,
     seed: int = 0,
     size: str = "full",
     progress: bool = True,
