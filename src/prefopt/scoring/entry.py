@@ -3,6 +3,7 @@ DeepSpeed) stands before it as before any forward."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
@@ -46,7 +47,9 @@ def install(model: nn.Module) -> nn.Module:
             "copy of the prompt, padded. Results are the same, steps take longer",
             inner.config.model_type,
         )
-    inner.forward = MethodType(_forward, inner)
+    inner.forward = MethodType(_entry_of(type(inner)), inner)
+    if not inner.tree_packed and inner.get_output_embeddings() is not None:
+        _check_head(inner)
     for linear in _linears(inner.get_output_embeddings()):
         linear.forward = MethodType(_head_forward, linear)
     return model
@@ -57,6 +60,16 @@ def core(model: nn.Module) -> nn.Module:
     while hasattr(model, "module"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _entry_of(kind: type[nn.Module]) -> Callable[..., Any]:
+    """`_forward` under the signature of the model's own: generate looks there for what it may pass on."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _forward(self, *args, **kwargs)
+
+    return forward
 
 
 def _forward(
@@ -182,6 +195,25 @@ def _linears(head: nn.Module | None) -> list[nn.Module]:
             f"the head is a {type(head).__name__}, not a linear layer: its log-probabilities are not supported"
         )
     return found
+
+
+@torch.no_grad()
+def _check_head(model: Any) -> None:
+    """An unlisted family may change logits after its head; then its log-probs would be wrong without a word."""
+    module = model.get_output_embeddings()
+    seen: list[Tensor] = []
+    hook = module.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    ids = torch.zeros(1, 2, dtype=torch.long, device=module.weight.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    hook.remove()
+    head = _head(model, module.weight, module.bias)
+    told = token_numbers(seen[0][0], head, ids[0])["logps"]
+    expected = torch.log_softmax(logits[0].float(), -1)[:, 0]
+    if not torch.allclose(told, expected, atol=0.1 if module.weight.dtype.itemsize < 4 else 1e-4):
+        raise PrefoptError(
+            f"family '{model.config.model_type}' changes logits after its head in a way that is not known here; "
+            "its log-probabilities cannot be computed"
+        )
 
 
 def _merged(module: Any) -> Tensor:

@@ -1,0 +1,160 @@
+"""The tiled head: values and gradients against log_softmax, whatever the tile, the dtype and who trains."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefopt.scoring.kernel import Head, Reference, token_numbers
+
+K, V, H = 13, 37, 6
+WANT = ("logps", "entropy", "token_kl")
+HEADS = [(1.0, None), (0.4, None), (1.0, 3.0), (2.5, 1.5)]
+
+
+def inputs(k: int = K, dtype: torch.dtype = torch.float64, bias: bool = True, seed: int = 0) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(k, H, generator=g, dtype=dtype), torch.randn(V, H, generator=g, dtype=dtype)
+    offset = torch.randn(V, generator=g, dtype=dtype) if bias else None
+    return hidden, weight, offset, torch.randint(0, V, (k,), generator=g)
+
+
+def plain(hidden: Tensor, head: Head, targets: Tensor, reference: Reference | None) -> dict[str, Tensor]:
+    """The same numbers from whole logits."""
+
+    def logps(hidden: Tensor, head: Head) -> Tensor:
+        z = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+        z = z * head.scale
+        return torch.log_softmax(z if head.cap is None else head.cap * torch.tanh(z / head.cap), -1)
+
+    p = logps(hidden, head)
+    out = {"logps": p.gather(1, targets[:, None])[:, 0], "entropy": -(p.exp() * p).sum(-1)}
+    if reference is not None:
+        q = logps(reference.hidden, reference.head)
+        out["token_kl"] = (q.exp() * (q - p)).sum(-1)
+    return out
+
+
+def a_reference() -> Reference:
+    hidden, weight, bias, _ = inputs(seed=5)
+    return Reference(hidden, Head(weight, bias, 0.7, 4.0))
+
+
+@pytest.mark.parametrize(("scale", "cap"), HEADS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("trains", ["hidden", "head", "both"])
+@pytest.mark.parametrize("want", [("logps",), WANT])
+def test_values_and_gradients(scale: float, cap: float | None, bias: bool, trains: str, want: tuple[str, ...]) -> None:
+    found = []
+    for compute in ("plain", "tiled"):
+        hidden, weight, offset, targets = inputs(bias=bias)
+        leaves = [x for x in ([hidden] if trains != "head" else []) + ([weight, offset] if trains != "hidden" else [])]
+        leaves = [x.requires_grad_() for x in leaves if x is not None]
+        head = Head(weight, offset, scale, cap)
+        if compute == "plain":
+            numbers = plain(hidden, head, targets, a_reference())
+        else:
+            numbers = token_numbers(hidden, head, targets, want, a_reference(), tile=4)
+        weights = torch.linspace(-1, 2, K, dtype=torch.float64)
+        loss = sum((i + 1) * (numbers[n] * weights.roll(i)).sum() for i, n in enumerate(want))
+        found.append([numbers[n].detach() for n in want] + list(torch.autograd.grad(loss, leaves)))
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("keep", [0, 1 << 20])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradcheck(keep: int, frozen: bool) -> None:
+    hidden, weight, bias, targets = inputs()
+    leaves = [hidden.requires_grad_()] + ([] if frozen else [weight.requires_grad_(), bias.requires_grad_()])
+
+    def numbers(*_: Tensor) -> Tensor:
+        return token_numbers(hidden, Head(weight, bias, 1.3), targets, ("logps",), tile=5, keep_bytes=keep)["logps"]
+
+    assert torch.autograd.gradcheck(numbers, leaves)
+
+
+def test_the_tile_changes_nothing() -> None:
+    hidden, weight, bias, targets = inputs(dtype=torch.float32)
+    results = []
+    for tile, keep in itertools.product((1, 3, K, 100), (0, 1 << 20)):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        out = token_numbers(h, Head(w, bias), targets, WANT[:1], tile=tile, keep_bytes=keep)["logps"]
+        (out * torch.arange(K)).sum().backward()
+        results.append((out.detach(), h.grad, w.grad))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_no_token_at_all() -> None:
+    hidden, weight, bias, targets = inputs(k=0, dtype=torch.float32)
+    for trained in (hidden, weight):
+        leaf = trained.clone().requires_grad_()
+        head = Head(leaf if trained is weight else weight, bias)
+        out = token_numbers(leaf if trained is hidden else hidden, head, targets)["logps"]
+        assert out.shape == (0,)
+        out.sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.shape == trained.shape
+        assert not leaf.grad.any()
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden, weight, bias, targets = inputs(dtype=torch.float32)
+    for factor in (1e4, 1e-8):
+        h = (hidden * factor).requires_grad_()
+        out = token_numbers(h, Head(weight, bias), targets, ("logps", "entropy"))
+        expected = plain(h.detach(), Head(weight, bias), targets, None)
+        torch.testing.assert_close(out["logps"], expected["logps"], rtol=1e-5, atol=1e-5)
+        (out["logps"].sum() + out["entropy"].sum()).backward()
+        assert torch.isfinite(h.grad).all()
+
+
+def test_a_second_backward_gives_the_same_gradient() -> None:
+    """The kept probabilities are turned into the gradient in place: they must not be used twice."""
+    hidden, weight, bias, targets = inputs()
+    weight.requires_grad_()
+    out = token_numbers(hidden, Head(weight, bias), targets)["logps"].sum()
+    first, second = (torch.autograd.grad(out, weight, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_half_precision_and_autocast(dtype: torch.dtype, frozen: bool) -> None:
+    hidden, weight, bias, targets = (x if x.dtype == torch.long else x.float() for x in inputs())
+    expected = plain(hidden, Head(weight, bias), targets, None)["logps"]
+    for autocast in (True, False):
+        h = (hidden if autocast else hidden.to(dtype)).clone().requires_grad_()
+        w = (weight if autocast else weight.to(dtype)).clone().requires_grad_(not frozen)
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            out = token_numbers(h, Head(w, bias if autocast else bias.to(dtype)), targets)["logps"]
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, expected, atol=0.15, rtol=0.02)
+        out.sum().backward()
+        assert h.grad.dtype == h.dtype
+        assert frozen or w.grad.dtype == w.dtype
+
+
+def test_kept_probabilities_respect_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a trainable head no tensor of K x V is made when the budget does not hold it."""
+    biggest = 0
+    softmax = torch.log_softmax
+
+    def watch(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        nonlocal biggest
+        biggest = max(biggest, x.untyped_storage().nbytes() // x.element_size())
+        return softmax(x, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "log_softmax", watch)
+    hidden, weight, bias, targets = inputs(dtype=torch.float32)
+    for keep, most in ((0, 4 * V), (1 << 20, K * V)):
+        biggest = 0
+        token_numbers(hidden, Head(weight.requires_grad_(), bias), targets, tile=4, keep_bytes=keep)[
+            "logps"
+        ].sum().backward()
+        assert biggest == most
