@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from ..errors import PrefoptError
 
 State = Literal["new", "unfinished", "finished"]
 LIBRARIES = ("prefopt", "torch", "transformers", "accelerate", "peft", "datasets", "diffusers", "numpy")
+_HALF = re.compile(r"^\.(config\.yaml|run\.json|metrics\.jsonl)\.\d+$")  # what a kill inside write_atomically leaves
 # what may change between the two halves of a run without making it another run
 FREE_KEYS = {"output", "train.report_to", "train.logging_steps", "train.save_total_limit", "train.disable_tqdm"}
 
@@ -30,24 +33,31 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self._lock = FileLock(str(self.path) + ".lock")
+        self._made: list[Path] = []  # folders that were not there before, innermost first
 
     @property
     def record(self) -> dict[str, Any]:
         """What run.json says; empty if there is none."""
         try:
-            return json.loads((self.path / "run.json").read_text())
+            content = json.loads((self.path / "run.json").read_text())
         except FileNotFoundError:
             return {}
         except ValueError:
-            raise PrefoptError(f"{self.path / 'run.json'} is damaged; give another output folder, or remove it") from None
+            content = None
+        if not isinstance(content, dict):
+            raise PrefoptError(f"{self.path / 'run.json'} is damaged; give another output folder, or remove it")
+        return content
 
-    def claim(self, config: RunConfig) -> State:
-        """Check that this folder may be used, and keep other processes out of it.
+    def claim(self, config: RunConfig, main: bool = True) -> State:
+        """Check that this folder may be used, and (in the run's main process) keep other runs out of it.
 
         Raises PrefoptError if it holds another run or other files, cannot be written, or is in use.
         """
         state = self._state(config)
+        if not main:
+            return state
         try:
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -57,21 +67,27 @@ class RunFolder:
         return state
 
     def release(self) -> None:
-        self._lock.release()
+        """Let others in. Folders that were made for a run which never began are taken away again."""
+        if not self._lock.is_locked:
+            return
         Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for folder in self._made:
+                folder.rmdir()
 
     def _state(self, config: RunConfig) -> State:
         if self.path.exists() and not self.path.is_dir():
             raise PrefoptError(f"output {self.path} is a file; give a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        names = sorted(p.name for p in self.path.iterdir() if not _HALF.match(p.name)) if self.path.exists() else []
+        if not names:
             return "new"
         if not (self.path / "config.yaml").exists():
-            names = sorted(p.name for p in self.path.iterdir())
             raise PrefoptError(
                 f"output {self.path} holds other files ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) "
                 "and no run of prefopt; nothing is overwritten: give a new folder"
             )
-        differing = differences(yaml.safe_load((self.path / "config.yaml").read_text()), yaml.safe_load(dump(config)))
+        differing = differences(self._config(), yaml.safe_load(dump(config)))
         if differing:
             shown = "; ".join(f"{k}: {a!r} there, {b!r} now" for k, (a, b) in list(differing.items())[:4])
             raise PrefoptError(
@@ -80,8 +96,20 @@ class RunFolder:
             )
         return "finished" if self.record.get("status") == "finished" else "unfinished"
 
+    def _config(self) -> dict[str, Any]:
+        try:
+            content = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
+        if not isinstance(content, dict):
+            raise PrefoptError(f"{self.path / 'config.yaml'} is damaged; give another output folder, or remove it")
+        return content
+
     def start(self, config: RunConfig, record: Mapping[str, Any]) -> None:
         """Write the effective configuration and the beginning of the record."""
+        for half in self.path.iterdir():
+            if _HALF.match(half.name):
+                half.unlink()
         write_atomically(self.path / "config.yaml", dump(config))
         self.update(status="running", started=_now(), versions=versions(), **record)
 
