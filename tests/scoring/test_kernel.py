@@ -51,7 +51,7 @@ def test_values_and_gradients(scale: float, cap: float | None, bias: bool, train
     found = []
     for compute in ("plain", "tiled"):
         hidden, weight, offset, targets = inputs(bias=bias)
-        leaves = [x for x in ([hidden] if trains != "head" else []) + ([weight, offset] if trains != "hidden" else [])]
+        leaves = {"hidden": [hidden], "head": [weight, offset], "both": [hidden, weight, offset]}[trains]
         leaves = [x.requires_grad_() for x in leaves if x is not None]
         head = Head(weight, offset, scale, cap)
         if compute == "plain":

@@ -278,7 +278,7 @@ def test_a_family_with_unknown_logits_is_refused() -> None:
 def test_what_is_missing_is_named() -> None:
     model = install(make("llama"))
     bare = example(3, 2, 2, file="pairs.jsonl", row=7)
-    with pytest.raises(PrefoptError, match="pairs.jsonl row 7.*gold"):
+    with pytest.raises(PrefoptError, match=r"pairs.jsonl row 7.*gold"):
         Collator(frozenset({"gold"}))([Draw(bare, 0)])
     with pytest.raises(PrefoptError, match="at least two examples"):
         Collator(frozenset({"mismatched"}))([Draw(bare, 0)])

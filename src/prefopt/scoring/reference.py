@@ -67,7 +67,7 @@ class StoredReference:
         model: nn.Module,
         collate: Callable[[Sequence[Draw]], TextBatch],
         sets: Sequence[DrawSet],
-        tokens: int = 16384,
+        tokens: int = 8192,
         progress: bool = True,
     ) -> int:
         """Fill the store with everything that `sets` will ask for, in batches of `tokens`, longest first.
