@@ -122,9 +122,8 @@ def test_a_reward_model_is_measured_by_pairs(run, tmp_path, tokenizer):
 
 
 def test_any_two_models(run, tmp_path):
-    numbers = evaluate(
-        run, tmp_path / "start", str(tmp_path / "heldout.jsonl"), tmp_path / "out", reward=length, **QUICK
-    )
+    data, out = str(tmp_path / "heldout.jsonl"), tmp_path / "out"
+    numbers = evaluate(run, tmp_path / "start", data, out, reward=length, **QUICK)
     assert numbers["settings"]["implicit_reward"].startswith("0.1")
     assert (tmp_path / "out" / "samples.jsonl").exists()
 

@@ -10,7 +10,7 @@ from prefopt.errors import PrefoptError
 from prefopt.rewards.load import load_reward
 from prefopt.rollout import samples
 from prefopt.rollout.samples import generate_file
-from prefopt.rollout.text import Sampling
+from prefopt.rollout.text import Sampling, generate
 
 PROMPTS = [f"w{i} w{i + 1}" for i in range(1, 12)]
 SAMPLING = Sampling(max_new_tokens=6, n=2, batch_size=2)
@@ -48,8 +48,10 @@ def test_a_stopped_job_goes_on(model, tokenizer, tmp_path, monkeypatch):
     assert parts.read_bytes() == whole.read_bytes()
     assert generate_file(model, tokenizer, PROMPTS, parts, SAMPLING, reward=reward, progress=False) == 0
 
+    at_once = generate(model, tokenizer, PROMPTS, SAMPLING, progress=False)
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert [r["prompt"] for r in rows] == PROMPTS
+    assert [r["responses"] for r in rows] == [[s.text for s in group] for group in at_once]
     assert all(len(r["responses"]) == len(r["scores"]) == len(r["finished"]) == 2 for r in rows)
     assert rows[0]["scores"] == [float(len(r)) for r in rows[0]["responses"]]
 

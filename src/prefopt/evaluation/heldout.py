@@ -33,17 +33,15 @@ def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> He
     """
     prompts: dict[int, Example] = {}
     ledger = Ledger()
-    paired = False
     for example in _inside(data, ledger, "prompts"):
         prompts.setdefault(prompt_key(example), example)
-        paired = paired or bool(example.pairs) or len(example.responses) > 1
         if len(prompts) == limit:
             break
     ledger.stop_if_unreadable()
     if not prompts:
         raise PrefoptError(f"{', '.join(_paths(data))}: no prompt to evaluate on; {ledger.rows} rows were read")
     pairs: list[Encoded] = []
-    if paired:
+    if _holds_pairs(data):
         ledger = Ledger()
         for example in _inside(data, ledger, "pairs"):
             with ledger.row(example):
@@ -55,6 +53,14 @@ def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> He
     if not data.eval_paths and not data.eval_fraction:
         notes.append("The data names no held-out part (data.eval_path): if it was trained on, these numbers flatter.")
     return HeldOut(list(prompts.values()), pairs, ledger.record(), notes)
+
+
+def _holds_pairs(data: DataConfig) -> bool:
+    """Whether the first row can be read as a pair or a list (prompts alone, demonstrations and labels cannot)."""
+    ledger = Ledger()
+    for _ in read_examples(data.model_copy(update={"limit": 1}), _paths(data), ledger, needs={"pairs"}):
+        pass
+    return not ledger.unreadable_count
 
 
 def _inside(data: DataConfig, ledger: Ledger, need: str) -> Iterator[Example]:
