@@ -10,7 +10,7 @@ from prefopt.worlds.reviews import lexicon as lx
 from prefopt.worlds.reviews.grammar import RULES, Writer
 
 MOODS = (-0.9, -0.7, -0.5, -0.2, 0.1, 0.4, 0.6, 0.8)
-LENGTHS = {1: 0.15, 2: 0.3, 3: 0.35, 4: 0.2}
+LENGTHS = {1: 0.07, 2: 0.31, 3: 0.37, 4: 0.25}
 OPEN_PROMPT = re.compile(r"Review of the (\w+) '([^']+)'(?:, with a word on the (\w+))?:")
 
 
@@ -69,7 +69,7 @@ def _plan(rng: random.Random, count: int, manner: str | None) -> list[str]:
         plan[-1] = "VERDICT"
     if count > 1 and manner and rng.random() < 0.6:
         plan[rng.randrange(1, count)] = manner.upper()
-    if rng.random() < 0.2:
+    if count > 1 and rng.random() < 0.25:
         plan[rng.randrange(count)] = "DRIFT"
     return plan
 
