@@ -100,8 +100,9 @@ def print_table(title: str, source: str, found: dict[str, Any], asked: Any, out:
         shown = ("", "") if name == "prefopt" else (f"{ratio:.1f} x", f"{room:.1f} x")
         table.add_row(name, f"{x['seconds']:.3f}", f"{x['tokens']:,.0f}", f"{x['memory'] / 2**20:,.0f}", *shown, losses)
     out.print(table)
+    waits = ", ".join(f"{name} {x['prepare']:.1f} s" for name, x in found.items())
     out.print(
-        f"before the first step: {', '.join(f'{n} {x['prepare']:.1f} s' for n, x in found.items())}\n"
+        f"before the first step: {waits}\n"
         "TRL's time and memory: how many times prefopt's. Useful tokens: prompt and answer of both sides, without padding."
     )
 

@@ -75,6 +75,8 @@ def train(
 
 
 def _print_outcome(outcome: Any) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
     if outcome.estimate is not None and outcome.status == "dry run":
         table = Table(show_header=False, box=None)
         for name, value in outcome.estimate.lines().items():
@@ -305,6 +307,8 @@ def main() -> None:
     except PrefoptError as e:
         if os.environ.get("PREFOPT_DEBUG"):
             raise
+        if os.environ.get("RANK", "0") != "0":  # the main process says it
+            sys.exit(2)
         err.print("[bold red]error:[/bold red] ", end="")
         err.print(str(e), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

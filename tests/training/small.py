@@ -69,7 +69,7 @@ def task(method: Any, n: int, cache: Path, policy: Any = None, held_out: int = 0
     if reference is not None:
         sets = [Drawn(s, "extras:mismatched" in needs) for s in (train, held) if s is not None]
         reference.prepare(policy, scorer.collate, sets, progress=False)
-    return Task(policy, train, held, scorer, lambda m, f: m.save_pretrained(f), {"reference_is_start": True})
+    return Task(policy, train, held, scorer, lambda m, f, _: m.save_pretrained(f), {"reference_is_start": True})
 
 
 def trainer(

@@ -42,7 +42,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     identity = fingerprint({"denoiser": model.denoiser})
     kind = _reference_kind(config) if "scores:reference" in needs else None
     frozen = _frozen(config, model) if kind == "frozen" else None
-    net = make_trainable(model, config.model.adapter and config.model.adapter.model_dump())
+    net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
     if kind == "adapter_off":
         _refuse_noise(net)
     _with_checkpointing(net)
@@ -57,14 +57,19 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     )
     record: dict[str, Any] = {
         "data": data.record,
-        "model": {"path": config.model.path, "kind": model.kind, "prediction": schedule.prediction, "fingerprint": identity},
+        "model": {
+            "path": config.model.path,
+            "kind": model.kind,
+            "prediction": schedule.prediction,
+            "fingerprint": identity,
+        },
         "reference_is_start": kind is not None and config.reference.path is None,
     }
     if kind is not None:
         other = identity if config.reference.path is None else fingerprint({"denoiser": frozen})  # type: ignore[dict-item]
         record["reference"] = {"kind": kind, "identity": other}
 
-    def save(trained: nn.Module, folder: Path) -> None:
+    def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
         trained.to("cpu")
         save_image_model(model, folder)
 
@@ -87,7 +92,9 @@ def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
         return model.schedule
     if model.schedule.prediction != "flow":
         key = sorted(given)[0]
-        raise PrefoptError(f"denoising.{key} has no effect: {config.model.path} predicts {model.schedule.prediction}, no flow")
+        raise PrefoptError(
+            f"denoising.{key} has no effect: {config.model.path} predicts {model.schedule.prediction}, no flow"
+        )
     return model.schedule.drawn_by(config.denoising.flow_sampling, config.denoising.flow_shift)
 
 
@@ -95,24 +102,28 @@ def _reference_kind(config: RunConfig) -> str:
     """adapter_off or frozen. Raises PrefoptError for what images do not have."""
     kind = config.reference.kind
     if kind == "store":
-        raise PrefoptError("reference.kind = store: denoising errors depend on fresh noise, so there is nothing to store")
+        raise PrefoptError(
+            "reference.kind = store: denoising errors depend on fresh noise, so there is nothing to store"
+        )
     if kind == "adapter_off" and (config.model.adapter is None or config.reference.path is not None):
-        raise PrefoptError("reference.kind = adapter_off needs model.adapter, and no reference.path; take frozen, or auto")
+        raise PrefoptError(
+            "reference.kind = adapter_off needs model.adapter, and no reference.path; take frozen, or auto"
+        )
     if kind == "auto":
         return "frozen" if config.model.adapter is None or config.reference.path is not None else "adapter_off"
     return kind
 
 
 def _frozen(config: RunConfig, model: ImageModel) -> nn.Module:
-    """A frozen copy of the start, or the denoiser of `reference.path`, which must read the same latents and captions."""
+    """A frozen copy of the start, or the denoiser of `reference.path`, which must read the same latents and text."""
     if config.reference.path is None:
         return copy.deepcopy(model.denoiser).requires_grad_(False).eval()
     other = load_image_model(config.reference.path, dtype=_dtype(config), resolution=config.denoising.resolution)
     same = (other.kind, other.schedule.prediction) == (model.kind, model.schedule.prediction)
     if not same or fingerprint(other.frozen) != fingerprint(model.frozen):
         raise PrefoptError(
-            f"reference.path = {config.reference.path}: it is another kind of model, or has another VAE or text encoder "
-            f"than {config.model.path}, so the same latents and captions mean something else to it"
+            f"reference.path = {config.reference.path}: it is another kind of model, or has another VAE or text "
+            f"encoder than {config.model.path}, so the same latents and captions mean something else to it"
         )
     return other.denoiser
 
@@ -121,7 +132,9 @@ def _refuse_noise(net: nn.Module) -> None:
     """With an adapter switched off, dropout of the base would make policy and reference differ at random."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:
-            raise PrefoptError(f"the base model's dropout '{name}' (p = {module.p}) is active; set reference.kind = frozen")
+            raise PrefoptError(
+                f"the base model's dropout '{name}' (p = {module.p}) is active; set reference.kind = frozen"
+            )
 
 
 def _with_checkpointing(net: nn.Module) -> None:

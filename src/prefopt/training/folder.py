@@ -48,14 +48,12 @@ class RunFolder:
             raise PrefoptError(f"{self.path / 'run.json'} is damaged; give another output folder, or remove it")
         return content
 
-    def claim(self, config: RunConfig, main: bool = True) -> State:
-        """Check that this folder may be used, and (in the run's main process) keep other runs out of it.
+    def claim(self, config: RunConfig) -> State:
+        """Check that this folder may be used, and keep other runs out of it (the run's main process asks).
 
         Raises PrefoptError if it holds another run or other files, cannot be written, or is in use.
         """
         state = self._state(config)
-        if not main:
-            return state
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..objectives.method import Method, family
 from . import checkpoints
 from .estimate import Estimate, estimate
 from .folder import RunFolder
+from .processes import decided_by_main
 from .sampler import micro_batches, seen
 from .task import Task
 from .trainer import Trainer
@@ -65,7 +67,7 @@ def train(
     if dry_run:
         task, args, per_step = _prepared(config, method, kind, args)
         return Outcome(folder.path, "dry run", estimate(task, args, per_step, _copies_reference(task)), task.record)
-    state = folder.claim(config, main=args.process_index == 0)
+    state = decided_by_main(args, lambda: folder.claim(config))
     try:
         if state == "finished":
             return Outcome(folder.path, "was finished", record=folder.record)
@@ -86,16 +88,21 @@ def _train(
 ) -> Outcome:
     task, args, per_step = _prepared(config, method, kind, args)
     cost = estimate(task, args, per_step, _copies_reference(task))
-    kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 3) + 1
-    folder.check_space(cost.checkpoint * kept + cost.parameters * 4)
     record = {"method": method.record(), "modality": kind, **task.record}
-    if state == "unfinished":
-        _refuse_other_data(folder.record, task.record)
     main = args.process_index == 0
+
+    def begin() -> None:
+        kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 3) + 1
+        folder.check_space(cost.checkpoint * kept + cost.parameters * 4)
+        if state == "unfinished":
+            _refuse_other_data(folder.record, task.record)
+        folder.start(config, record)
+
     with _words_for_a_full_disk(folder.path):
         trainer = Trainer(task, method, args, per_step)
-        if main:
-            folder.start(config, record)
+        if trainer.sharded and kind == "diffusion":
+            raise PrefoptError("image models cannot be sharded (FSDP, ZeRO-3) here: launch with configs/multi_gpu.yaml")
+        decided_by_main(args, begin)
         task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -106,8 +113,9 @@ def _train(
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(folder.path, "interrupted", cost, record)
+        weights = trainer.gathered_weights()
         if main:
-            task.save(trainer.accelerator.unwrap_model(trainer.model), folder.path)
+            task.save(trainer.accelerator.unwrap_model(trainer.model), folder.path, weights)
             trainer.state.save_to_json(str(folder.path / "trainer_state.json"))
             folder.finish(steps=trainer.state.global_step)
     return Outcome(folder.path, "finished", cost, folder.record)
@@ -148,6 +156,8 @@ def arguments(config: RunConfig) -> TrainingArguments:
         defaults["learning_rate"] = ADAPTER_LEARNING_RATE
     if ("eval_steps" in given or config.data.eval_path or config.data.eval_fraction) and "eval_strategy" not in given:
         defaults["eval_strategy"] = "steps" if "eval_steps" in given else "epoch"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+        defaults |= {"use_cpu": True, "ddp_backend": "gloo"}  # else every process would take itself for the only one
     fixed = {"output_dir": config.output, "remove_unused_columns": False, "logging_nan_inf_filter": False}
     try:
         args = TrainingArguments(**(defaults | given | fixed))

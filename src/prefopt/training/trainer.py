@@ -258,6 +258,16 @@ class Trainer(transformers.Trainer):
         self._initialise_method()
         self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
 
+    @property
+    def sharded(self) -> bool:
+        """Does each process hold only a part of the weights?"""
+        zero = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
+        return bool(self.is_fsdp_enabled or zero == 3)
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """The whole weights of a sharded model (all processes must ask); None where every process has them."""
+        return self.accelerator.get_state_dict(self.model_wrapped) if self.sharded else None
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if isinstance(self.model, (transformers.PreTrainedModel, PeftModel)):
             super()._save(output_dir, state_dict)
