@@ -1,0 +1,153 @@
+"""The frame on a reproduction that takes no time."""
+
+import json
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from prefopt import papers
+from prefopt.errors import PrefoptError
+from prefopt.reproductions import Demand, Reproduction, load_all, reproduce
+from prefopt.reproductions.table import table
+
+
+class Toy:
+    """Counts its steps; `stop` raises in a step of that seed."""
+
+    def __init__(self):
+        self.done, self.stop = [], None
+
+    def run(self, bench):
+        def compute():
+            if self.stop == bench.seed:
+                raise KeyboardInterrupt
+            self.done.append(bench.seed)
+            return {"x": bench.seed / 10}
+
+        first = bench.once("first", compute)
+        (bench.folder / "picture.png").parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(bench.folder / "picture.png")
+        return first | {"second": bench.once("second", lambda: [1, 2])}
+
+    def reproduction(self, least=0.05, settings=None):
+        return Reproduction(
+            slug="toy",
+            paper="0000.00000",
+            claim="A toy works.",
+            setting="Nothing is trained.",
+            demands=(Demand("x", lambda m: m["x"], least=least),),
+            settings=settings or {"rates": (1, 2)},
+            run=self.run,
+            plot=lambda seeds: Figure(figsize=(len(seeds), 1)),
+            steps=2,
+            remarks=("There is no paper.",),
+            keeps=("picture.png",),
+        )
+
+
+@pytest.fixture
+def toy():
+    return Toy()
+
+
+def test_a_verdict_with_its_files(toy, tmp_path):
+    outcome = reproduce(toy.reproduction(), 3, tmp_path)
+    assert outcome.verdict == "holds" and toy.done == [1, 2, 3]
+    found = json.loads((tmp_path / "toy.json").read_text())
+    assert found["verdict"] == "holds" and found["slug"] == "toy" and found["seeds"] == [1, 2, 3]
+    assert found["criterion"] == ["x: at least 0.05 on every seed"] and found["settings"] == {"rates": [1, 2]}
+    assert found["measurements"][1] == {"x": 0.2, "second": [1, 2]}
+    assert found["checks"][0]["seeds"] == [0.1, 0.2, 0.3] and found["checks"][0]["mean"] == pytest.approx(0.2)
+    assert found["versions"]["torch"] and found["seconds"] >= 0
+    assert Image.open(tmp_path / "toy.png").size == (450, 150)
+    assert Image.open(tmp_path / "toy-picture.png").size == (4, 4)
+    said = outcome.summary()
+    assert "met: x: at least 0.05 on every seed; measured 0.1, 0.2, 0.3" in said and "the claim holds" in said
+
+
+def test_a_demand_that_is_not_met_fails_the_claim(toy, tmp_path):
+    outcome = reproduce(toy.reproduction(least=0.15), 2, tmp_path)
+    assert outcome.verdict == "fails" and json.loads((tmp_path / "toy.json").read_text())["verdict"] == "fails"
+    assert "NOT MET" in outcome.summary() and "on 2 of the 3 seeds" in outcome.summary()
+
+
+def test_finished_steps_are_not_done_again(toy, tmp_path):
+    toy.stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(toy.reproduction(), 3, tmp_path)
+    assert toy.done == [1] and not (tmp_path / "toy.json").exists()
+    toy.stop = None
+    reproduce(toy.reproduction(), 3, tmp_path)
+    assert toy.done == [1, 2, 3]
+    reproduce(toy.reproduction(least=0.5), 4, tmp_path)  # another criterion on the same measurements, one seed more
+    assert toy.done == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "toy.json").read_text())["verdict"] == "fails"
+
+
+def test_work_of_other_settings_is_refused(toy, tmp_path):
+    reproduce(toy.reproduction(), 1, tmp_path)
+    with pytest.raises(PrefoptError, match="other settings"):
+        reproduce(toy.reproduction(settings={"rates": (1, 3)}), 1, tmp_path)
+    assert toy.done == [1]
+
+
+def test_a_damaged_step_is_named(toy, tmp_path):
+    reproduce(toy.reproduction(), 1, tmp_path)
+    step = tmp_path / "runs" / "toy" / "seed-1" / "first.json"
+    step.write_text(step.read_text()[:10])
+    with pytest.raises(PrefoptError, match=r"first\.json is damaged"):
+        reproduce(toy.reproduction(), 1, tmp_path)
+
+
+def test_wrong_inputs(toy, tmp_path):
+    with pytest.raises(PrefoptError, match="no reproduction of 'dppo'; there are: .*dpo"):
+        reproduce("dppo", 3, tmp_path)
+    with pytest.raises(PrefoptError, match="at least one seed"):
+        reproduce(toy.reproduction(), 0, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrefoptError, match="cannot be written"):
+        reproduce(toy.reproduction(), 1, tmp_path / "file")
+
+
+def test_progress_counts_all_seeds(toy, tmp_path, caplog):
+    caplog.set_level("INFO", "prefopt")
+    reproduce(toy.reproduction(), 2, tmp_path)
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == [f"toy: step {n} of 4" for n in (1, 2, 3, 4)]
+    caplog.clear()
+    reproduce(toy.reproduction(), 3, tmp_path)
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == ["toy: step 5 of 6", "toy: step 6 of 6"]
+
+
+def test_the_table_names_every_verdict(toy, tmp_path):
+    reproduce(toy.reproduction(), 2, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert text == table(tmp_path)
+    assert "| [toy](#toy) |" in text and "**holds**" in text and "0.100, 0.200" in text
+    assert "![toy](toy.png)" in text and "![toy](toy-picture.png)" in text and "There is no paper." in text
+
+
+def test_work_is_kept_out_of_a_checkout(toy, tmp_path):
+    reproduce(toy.reproduction(), 1, tmp_path)
+    assert (tmp_path / "runs" / ".gitignore").read_text() == "*\n"
+
+
+COMMITTED = papers.Path(papers.__file__).parents[2] / "docs" / "reproductions"
+
+
+@pytest.mark.skipif(not COMMITTED.is_dir(), reason="not a checkout")
+def test_the_committed_page_is_current():
+    assert (COMMITTED / "README.md").read_text() == table(COMMITTED), "run prefopt.reproductions.table.write_table"
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda p: p.stem)
+def test_committed_verdicts_belong_to_what_is_here(path):
+    """The verdict follows from the committed measurements by today's criterion, and was measured with today's settings."""
+    found = json.loads(path.read_text())
+    reproduction = load_all()[path.stem]
+    judged = reproduction.judge(found["measurements"])
+    assert found["verdict"] == judged.verdict == papers.verdict(path.stem)
+    assert found["criterion"] == [d.criterion for d in reproduction.demands]
+    assert found["settings"] == json.loads(json.dumps(reproduction.settings))
+    assert len(found["seeds"]) >= reproduction.seeds
+    assert path.with_suffix(".png").stat().st_size > 5000
