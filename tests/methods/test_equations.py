@@ -282,11 +282,25 @@ def test_rewards_and_metrics_carry_what_people_know():
         assert found[k] == pytest.approx(v.item(), rel=1e-5, abs=1e-6), k
 
 
-def test_simpo_reports_rewards_without_its_margin():
+REWARDS: list[tuple[str, dict[str, Any], Callable[[Ragged, int], Tensor]]] = [
+    ("dpo", {"beta": 0.3}, lambda b, i: 0.3 * ratio(b, i, total)),
+    ("ipo", {"beta": 0.3}, lambda b, i: 0.3 * ratio(b, i, average)),
+    ("ipo", {"beta": 0.3, "normalise": "sum"}, lambda b, i: 0.3 * ratio(b, i, total)),
+    ("slic", {"delta": 2.0}, lambda b, i: total(b.tokens("policy", i))),
+    ("cpo", {"beta": 0.3}, lambda b, i: 0.3 * total(b.tokens("policy", i))),
+    ("orpo", {"beta": 0.3}, lambda b, i: 0.3 * average(b.tokens("policy", i))),
+    ("simpo", {"beta": 3.0, "gamma_beta_ratio": 0.9}, lambda b, i: 3 * average(b.tokens("policy", i))),
+    ("bt-reward", {"use_margin": True}, lambda b, i: total(b.tokens("reward", i))),
+    ("diffusion-dpo", {"beta": 3.0}, lambda b, i: 1.5 * ratio(b, i, average)),
+]
+
+
+@pytest.mark.parametrize(("name", "hyper", "reward"), REWARDS, ids=[f"{n}-{h}" for n, h, _ in REWARDS])
+def test_rewards_of_both_sides_without_any_margin(name, hyper, reward):
     b = ragged(7)
-    w, l = get_method("simpo", gamma_beta_ratio=3.0)(b.responses()).rewards
-    torch.testing.assert_close(w, torch.stack([2 * average(b.tokens("policy", i)) for i, _ in b.pairs]))
-    torch.testing.assert_close(l, torch.stack([2 * average(b.tokens("policy", i)) for _, i in b.pairs]))
+    w, l = get_method(name, **hyper)(b.responses()).rewards
+    torch.testing.assert_close(w, torch.stack([reward(b, i) for i, _ in b.pairs]))
+    torch.testing.assert_close(l, torch.stack([reward(b, i) for _, i in b.pairs]))
 
 
 def test_kto_logs_beta_times_log_ratio_and_its_kl():
