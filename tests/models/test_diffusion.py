@@ -108,7 +108,10 @@ def test_sdxl_text_is_both_encoders_and_pooled_is_the_last(folders):
     model = load_image_model(folders["sdxl"])
     encoded = model.encode_captions([CAPTION])
     pipeline, outputs = model.pipeline, []
-    for tokenizer, encoder in ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)):
+    for tokenizer, encoder in (
+        (pipeline.tokenizer, pipeline.text_encoder),
+        (pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
         ids = tokenizer([CAPTION], padding="max_length", return_tensors="pt").input_ids
         with torch.no_grad():
             outputs.append(encoder(ids, output_hidden_states=True))
@@ -160,7 +163,10 @@ def test_folders_that_do_not_fit_are_refused(folders, tmp_path):
     refused("no such folder", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     refused("no model_index.json", tmp_path / "empty")
-    refused("prediction_type 'score'", edited(folders["sd"], tmp_path, "scheduler", "scheduler_config.json", prediction_type="score"))
+    refused(
+        "prediction_type 'score'",
+        edited(folders["sd"], tmp_path, "scheduler", "scheduler_config.json", prediction_type="score"),
+    )
     refused("multiple of 4", folders["sd"], resolution=30)
     refused("positive", folders["sd"], resolution=-4)
 
@@ -189,8 +195,9 @@ def test_parts_that_do_not_belong_together_are_refused():
         image_model(pipeline)
     pipeline = tiny_pipeline("sd")
     pipeline.unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=9, out_channels=4, block_out_channels=(16, 16), norm_num_groups=8, cross_attention_dim=32,
+        sample_size=8, in_channels=9, out_channels=4, block_out_channels=(16, 16), norm_num_groups=8,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
     )  # fmt: skip
     with pytest.raises(PrefoptError, match="inpainting"):
         image_model(pipeline)

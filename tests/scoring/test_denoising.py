@@ -105,7 +105,11 @@ def test_diffusion_dpo_on_these_scores_is_the_official_loss():
     loss = get_method("diffusion-dpo", beta=2.0, half_factor=0.5)(Responses(scores, batch.notes)).scalar
     n, total = 48, 0.0
     for w, l in batch.notes["pairs"].tolist():
-        e = {(name, r): -card("epsilon", net, batch, r) / n for name, net in (("p", policy), ("r", s.reference)) for r in (w, l)}
+        e = {
+            (name, r): -card("epsilon", net, batch, r) / n
+            for name, net in (("p", policy), ("r", s.reference))
+            for r in (w, l)
+        }
         margin = (e["r", w] - e["r", l]) - (e["p", w] - e["p", l])
         total += math.log1p(math.exp(-0.5 * 2.0 * margin)) / 4
     assert loss.item() == pytest.approx(total, rel=1e-12)
@@ -116,7 +120,8 @@ def test_diffusion_dpo_on_these_scores_is_the_official_loss():
 def test_a_group_shares_noise_time_and_caption_and_groups_do_not():
     s = scorer(caption_dropout=0.5)
     batch = s.collate(draws(*range(64)))
-    assert batch.noise.shape == (64, 3, 4, 4) and batch.latents.shape == (128, 3, 4, 4)
+    assert batch.noise.shape == (64, 3, 4, 4)
+    assert batch.latents.shape == (128, 3, 4, 4)
     assert batch.notes["group"].tolist() == [g for g in range(64) for _ in range(2)]
     assert len(set(batch.time.tolist())) > 40
     assert not torch.equal(batch.noise[0], batch.noise[1])
@@ -191,8 +196,11 @@ def test_errors_are_summed_in_float32_when_the_network_is_half():
 
 def test_counts_are_those_of_the_scores_and_notes_travel():
     s = scorer(notes=["pairs", "margin", "score"])
-    batch = s.collate([Draw(example(0, margin=[0.5], score=[1.0, 2.0]), 0), Draw(example(1, margin=[2.0], score=[3.0, 4.0]), 0)])
-    assert batch.notes["margin"].tolist() == [0.5, 2.0] and batch.notes["score"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    batch = s.collate(
+        [Draw(example(0, margin=[0.5], score=[1.0, 2.0]), 0), Draw(example(1, margin=[2.0], score=[3.0, 4.0]), 0)]
+    )
+    assert batch.notes["margin"].tolist() == [0.5, 2.0]
+    assert batch.notes["score"].tolist() == [1.0, 2.0, 3.0, 4.0]
     scored = s.score(Net(0), batch, BOTH)["responses"]["policy"]
     assert torch.equal(batch.counts()["responses"].double(), scored.count)
     assert {"scores:policy", "scores:reference", "notes:group", "notes:margin"} <= s.offers()
@@ -203,12 +211,14 @@ def test_mismatched_images_stand_under_the_examples_own_caption_and_noise():
     s, net = scorer(), Net(0)
     batch = s.collate([Draw(example(i), 0, example(i + 10)) for i in range(3)])
     apart = batch.apart["mismatched"]
-    assert torch.equal(apart.noise, batch.noise) and torch.equal(apart.time, batch.time)
+    assert torch.equal(apart.noise, batch.noise)
+    assert torch.equal(apart.time, batch.time)
     assert torch.equal(apart.condition["text"], batch.condition["text"])
     assert not torch.equal(apart.latents, batch.latents)
     needs = {"scores:policy": {}, "extras:mismatched": {"asked": BOTH}}
     found = s.score(net, batch, needs, grad=False)
-    assert set(found) == {"mismatched"} and set(found["mismatched"]) == {"policy", "reference"}
+    assert set(found) == {"mismatched"}
+    assert set(found["mismatched"]) == {"policy", "reference"}
     assert not found["mismatched"]["policy"].values.requires_grad
     assert card("epsilon", net, apart, 2) == pytest.approx(found["mismatched"]["policy"].values[2].item(), rel=1e-12)
     assert batch.counts()["mismatched"].shape == (6, 1)
@@ -246,13 +256,13 @@ def test_bad_input_is_refused():
     lacking = scorer()
     one = example(3)
     del one.condition["text"]
-    with pytest.raises(PrefoptError, match="example 3.*text"):
+    with pytest.raises(PrefoptError, match=r"example 3.*text"):
         lacking.collate([Draw(one, 0)])
 
 
 def test_timesteps_outside_the_schedule_are_refused():
     for t in (-1, T):
-        with pytest.raises(PrefoptError, match="0 .. 999"):
+        with pytest.raises(PrefoptError, match=r"0 .. 999"):
             schedule("epsilon").level(torch.tensor([3, t]))
     for s in (0.0, 1.0):
         with pytest.raises(PrefoptError, match=r"\(0, 1\)"):

@@ -10,8 +10,8 @@ from PIL import Image
 from prefopt.config import make
 from prefopt.data.latents import to_pixels
 from prefopt.errors import PrefoptError
-from prefopt.training.run import make_method, train
 from prefopt.training.diffusion_task import diffusion_task
+from prefopt.training.run import make_method, train
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 from prefopt.worlds.shapes.render import render, scenes
 
@@ -56,7 +56,13 @@ def config(model, data, output, /, **sections):
         "method": {"name": "diffusion-dpo"},
         "model": {"path": str(model)},
         "data": {"path": str(data)},
-        "train": {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1, "use_cpu": True},
+        "train": {
+            "max_steps": 3,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-3,
+            "logging_steps": 1,
+            "use_cpu": True,
+        },
         "output": str(output),
     }
     if "method" in sections:
@@ -80,7 +86,8 @@ def test_every_kind_trains_and_loads_with_plain_diffusers(models, data, tmp_path
     outcome = train(config(models[kind], data, output, model=model))
     assert outcome.status == "finished"
     curve = losses(output)
-    assert curve[0] == pytest.approx(np.log(2), abs=1e-3) and all(np.isfinite(curve))
+    assert curve[0] == pytest.approx(np.log(2), abs=1e-3)
+    assert all(np.isfinite(curve))
     assert curve[-1] != pytest.approx(curve[0], abs=1e-9)  # the model has moved
     if adapter:
         pipeline = DiffusionPipeline.from_pretrained(models[kind], **absent)
@@ -97,7 +104,8 @@ def test_every_kind_trains_and_loads_with_plain_diffusers(models, data, tmp_path
 @pytest.mark.parametrize("method", ["dpo", "ipo", "simpo", "sft", "kto"])
 def test_methods_of_text_train_images_unchanged(models, data, tmp_path, method):
     outcome = train(config(models["sd"], data, tmp_path / "run", method={"name": method}))
-    assert outcome.status == "finished" and all(np.isfinite(losses(tmp_path / "run")))
+    assert outcome.status == "finished"
+    assert all(np.isfinite(losses(tmp_path / "run")))
 
 
 def weights(folder):
@@ -107,7 +115,10 @@ def weights(folder):
 
 
 def test_accumulation_is_the_same_step(models, data, tmp_path):
-    for name, options in {"whole": {}, "cut": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}}.items():
+    for name, options in {
+        "whole": {},
+        "cut": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    }.items():
         train(config(models["sd"], data, tmp_path / name, train={"max_steps": 1, "learning_rate": 1e-4, **options}))
     assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "cut"), abs=1e-5)
 
@@ -117,7 +128,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(models, data, tmp_path):
     train(config(models["sd"], data, tmp_path / "whole", **saving))
     for _ in range(4):
         outcome = train(config(models["sd"], data, tmp_path / "cut", **saving), stop_after=1)
-    outcome = train(config(models["sd"], data, tmp_path / "cut", **saving)) if outcome.status == "interrupted" else outcome
+    outcome = (
+        train(config(models["sd"], data, tmp_path / "cut", **saving)) if outcome.status == "interrupted" else outcome
+    )
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -129,7 +142,8 @@ def test_evaluation_uses_held_out_data_with_its_captions(models, data, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("eval_loss" in r for r in rows)
     task = diffusion_task(cfg, make_method(cfg))
-    assert task.eval[0].held_out and not task.train[0].held_out
+    assert task.eval[0].held_out
+    assert not task.train[0].held_out
 
 
 def test_ties_are_dropped_and_counted(models, tmp_path):
@@ -179,7 +193,8 @@ def test_flips_are_encoded_too_and_mirror_the_image(models, data, tmp_path):
     task = diffusion_task(cfg, make_method(cfg))
     plain = config(models["sd"], data, tmp_path / "run")
     views, single = task.train[0].mean, diffusion_task(plain, make_method(plain)).train[0].mean
-    assert views.shape[:2] == (2, 2) and torch.equal(views[:, :1], single)
+    assert views.shape[:2] == (2, 2)
+    assert torch.equal(views[:, :1], single)
     assert not torch.allclose(views[:, 0], views[:, 1])
 
 
@@ -216,7 +231,7 @@ def test_rows_that_cannot_be_read_stop_the_run(models, tmp_path, match, edit):
 
 
 def test_all_ties_and_empty_files_stop_the_run(models, tmp_path):
-    tie = lambda row, i: {"caption": row["prompt"], "jpg_0": row["chosen"], "jpg_1": row["rejected"], "label_0": 0.5}  # noqa: E731
+    tie = lambda row, i: {"caption": row["prompt"], "jpg_0": row["chosen"], "jpg_1": row["rejected"], "label_0": 0.5}
     refused("6 of 6 rows", models["sd"], write_pairs(tmp_path, 6, edit=tie), tmp_path / "run")
     (tmp_path / "none.jsonl").write_text("")
     refused("none.jsonl", models["sd"], tmp_path / "none.jsonl", tmp_path / "run")
@@ -251,5 +266,5 @@ def test_not_finite_latents_are_refused(models, data, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageModel, "encode_images", broken)
     monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "fresh"))
     cfg = config(models["sd"], data, tmp_path / "run")
-    with pytest.raises(PrefoptError, match="row 1: .*not finite"):
+    with pytest.raises(PrefoptError, match=r"row 1: .*not finite"):
         diffusion_task(cfg, make_method(cfg))

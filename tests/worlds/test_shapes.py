@@ -1,4 +1,4 @@
-"""The truth of the shapes world against its renderer, its tokenizer, and a world built with a fraction of the effort."""
+"""The truth of the shapes world against its renderer, its tokenizer, and worlds built with little effort."""
 
 import json
 
@@ -24,13 +24,16 @@ def judged(caption, image):
 
 def test_captions_and_scenes_are_one_to_one():
     all_ = scenes()
-    assert len(all_) == 96 and len({s.caption for s in all_}) == 96
+    assert len(all_) == 96
+    assert len({s.caption for s in all_}) == 96
     assert all(parse(s.caption) == s for s in all_)
     assert Scene("red", "circle", (0,)).caption == "a red circle in the upper left"
     assert Scene("blue", "square", (1, 3)).caption == "two blue squares on the right"
 
 
-@pytest.mark.parametrize("text", ["", "a dog", "a pink circle in the upper left", "two red circles in the upper left corner"])
+@pytest.mark.parametrize(
+    "text", ["", "a dog", "a pink circle in the upper left", "two red circles in the upper left corner"]
+)
 def test_other_captions_are_refused(text):
     with pytest.raises(PrefoptError, match="no caption of the shapes world"):
         parse(text)
@@ -58,13 +61,16 @@ def test_each_objective_sees_its_own_mistake(wrong):
     assert found[wrong] < 0.55
     others = [v for name, v in found.items() if name != wrong and {name, wrong} != {"place", "count"}]
     assert min(others) > 0.99
-    assert shapes.reward([told.caption], [picture(truth)])[0] < shapes.reward([truth.caption], [picture(truth)])[0] - 0.1
+    assert (
+        shapes.reward([told.caption], [picture(truth)])[0] < shapes.reward([truth.caption], [picture(truth)])[0] - 0.1
+    )
 
 
 def test_credit_is_partial():
     scene = Scene("green", "square", (0, 1))
     half = judged(scene.caption, picture(Scene("green", "square", (0,))))
-    assert half["place"] == pytest.approx(0.5, abs=0.01) and half["count"] == pytest.approx(0.0, abs=0.01)
+    assert half["place"] == pytest.approx(0.5, abs=0.01)
+    assert half["count"] == pytest.approx(0.0, abs=0.01)
     pale = picture(scene).astype(float) * 0.7 + picture(Scene("red", "circle", ())).astype(float) * 0.3
     faded = judged(scene.caption, pale.round().astype(np.uint8))
     assert 0.2 < faded["colour"] < 0.95
@@ -121,8 +127,11 @@ def test_a_world_is_built_whole_and_the_same(tmp_path, monkeypatch, kind):
     rows = [json.loads(line) for line in world.train.read_text().splitlines()]
     held_out = [json.loads(line) for line in world.heldout.read_text().splitlines()]
     prompts = [json.loads(line)["prompt"] for line in world.prompts.read_text().splitlines()]
-    assert len(rows) == 6 and len(held_out) == 4 and len(prompts) == building.HELD_OUT
-    assert not {r["prompt"] for r in rows} & set(prompts) and {r["prompt"] for r in held_out} <= set(prompts)
+    assert len(rows) == 6
+    assert len(held_out) == 4
+    assert len(prompts) == building.HELD_OUT
+    assert not {r["prompt"] for r in rows} & set(prompts)
+    assert {r["prompt"] for r in held_out} <= set(prompts)
     for row in [*rows, *held_out]:
         files = [world.root / row[side] for side in ("chosen", "rejected")]
         scores = shapes.reward([row["prompt"]] * 2, [Image.open(f) for f in files])
@@ -147,7 +156,8 @@ def test_labels_follow_the_temperature(monkeypatch, tmp_path):
         building._pairs(tmp_path, "x", None, captions, 200, temperature, rng, False)
         rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
         share[temperature] = np.mean([r["chosen_score"] >= r["rejected_score"] for r in rows])
-    assert share[0.0] == 1.0 and 0.6 < share[0.3] < 0.97
+    assert share[0.0] == 1.0
+    assert 0.6 < share[0.3] < 0.97
 
 
 def test_bad_settings_are_refused(tmp_path):

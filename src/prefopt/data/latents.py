@@ -92,12 +92,14 @@ def encode_examples(
     batch_size: int = 16,
     progress: bool = True,
 ) -> ImageSet:
-    """Encode what the cache does not hold yet; `flip`: the mirrored images too. Raises PrefoptError, naming file and row, for images that cannot be
-    decoded and for latents that are not finite."""
+    """Encode what the cache does not hold yet; `flip`: the mirrored images too.
+
+    Raises PrefoptError, naming file and row, for images that cannot be decoded and for latents that are not finite.
+    """
     cache = cache or default_cache()
     images, todo = _places(examples, model, cache, ("", "-flipped") if flip else ("",))
     for some in _batches(todo, batch_size, progress, "images to latents"):
-        pixels = torch.stack([_pixels(*item, model.resolution) for item in some])
+        pixels = torch.stack([_pixels(path, value, e, model.resolution) for path, value, e in some])
         for (path, _, example), mean, std in zip(some, *model.encode_images(pixels), strict=True):
             if not bool(torch.isfinite(mean).all() & torch.isfinite(std).all()):
                 raise PrefoptError(f"{example.origin}: the VAE's latents are not finite; load the model in float32")
@@ -164,7 +166,8 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """The configuration without what says only where it came from and which version wrote it."""
     config = getattr(module, "config", {})
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return sorted((k, v) for k, v in values.items() if not k.startswith("_") and k not in ("transformers_version", "dtype"))
+    volatile = ("transformers_version", "dtype")
+    return sorted((k, v) for k, v in values.items() if not k.startswith("_") and k not in volatile)
 
 
 def _places(

@@ -15,6 +15,7 @@ from .example import ENUMERATED, Example
 from .images import check_image
 from .latents import ImageSet, encode_examples
 from .prepare import OPTIONAL, prompt_key
+from .rule import refuse_one_class
 from .source import read_image_examples
 from .store import enumerate_names
 
@@ -51,6 +52,8 @@ def prepare_images(
                 f"data: no example is left for {name} ({record['rows']} rows were read); change data.eval_fraction or "
                 "give more data"
             )
+    if "label" in asked:
+        refuse_one_class({bool(x) for e in train for x in e.notes["label"]}, data.paths)
     numbered, notes = _numbered([*train, *held_out], asked)
     train, held_out = numbered[: len(train)], numbered[len(train) :]
     record |= {"paths": data.paths, "train": {"examples": len(train)}, "images": _sizes(train, model.resolution)}

@@ -34,11 +34,13 @@ class ImageComparison:
         return {name: value.to_json() for name, value in vars(self).items()}
 
 
-def compare_images(prompts: Sequence[str], before: Sequence[Any], after: Sequence[Any], reward: Reward) -> ImageComparison:
+def compare_images(
+    prompts: Sequence[str], before: Sequence[Any], after: Sequence[Any], reward: Reward
+) -> ImageComparison:
     """`before[i]` and `after[i]` are made from prompt i and the same seed; several pictures of a prompt count as one
     group, so all standard errors are over prompts."""
     if not len(prompts) == len(before) == len(after):
-        raise PrefoptError(f"{len(prompts)} prompts, {len(before)} pictures before and {len(after)} after: they must be pairs")
+        raise PrefoptError(f"{len(prompts)} prompts, {len(before)} pictures before and {len(after)} after are no pairs")
     groups = np.unique(np.asarray(prompts), return_inverse=True)[1]
     old, new = (np.asarray(reward(prompts, images), dtype=np.float64) for images in (before, after))
     wins = np.where(np.isfinite(old + new), (np.sign(new - old) + 1) / 2, np.nan)
@@ -67,7 +69,9 @@ def diversity(images: Sequence[Any], groups: Sequence[int] | np.ndarray) -> Esti
 
 
 @torch.no_grad()
-def implicit_accuracy(model: nn.Module, scorer: DenoisingScorer, examples: Any, *, draws: int = 10, batch_size: int = 32) -> Estimate:
+def implicit_accuracy(
+    model: nn.Module, scorer: DenoisingScorer, examples: Any, *, draws: int = 10, batch_size: int = 32
+) -> Estimate:
     """Share of held-out pairs that the implicit reward orders as they are labelled, ties 1/2.
 
     The reward of an image is its denoising log-ratio averaged over `draws` noise levels (a single one is mostly noise).

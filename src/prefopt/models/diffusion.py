@@ -34,7 +34,7 @@ class ImageModel:
     source: str
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Any:
         return self.pipeline.transformer if self.kind == "sd3" else self.pipeline.unet
 
     @property
@@ -96,7 +96,9 @@ class ImageModel:
         return config.scaling_factor
 
 
-def load_image_model(path: str | Path, *, dtype: torch.dtype = torch.float32, resolution: int | None = None) -> ImageModel:
+def load_image_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, resolution: int | None = None
+) -> ImageModel:
     """Load a diffusers pipeline (a folder, or a hub name) and recognise its kind by its parts.
 
     Raises PrefoptError if it cannot be read, is of no supported kind, or its scheduler and denoiser do not fit.
@@ -108,8 +110,8 @@ def load_image_model(path: str | Path, *, dtype: torch.dtype = torch.float32, re
         raise PrefoptError(f"{path}: no model_index.json, so this is not a diffusers pipeline folder")
     if not local and (place.is_absolute() or str(path).startswith((".", "~"))):
         raise PrefoptError(f"{path}: there is no such folder; give a diffusers pipeline folder or a hub name")
+    options = _absent(place) if local else {}
     try:
-        options = _absent(place) if local else {}
         pipeline = DiffusionPipeline.from_pretrained(str(path), torch_dtype=dtype, local_files_only=local, **options)
     except Exception as error:  # diffusers raises a dozen types for a damaged folder
         raise PrefoptError(f"{path}: diffusers cannot load this pipeline: {error}") from error
@@ -118,7 +120,13 @@ def load_image_model(path: str | Path, *, dtype: torch.dtype = torch.float32, re
 
 def _absent(folder: Path) -> dict[str, None]:
     """The parts that were saved as absent (SD3's T5): diffusers wants to be told so again."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PrefoptError(f"{folder / 'model_index.json'} is no JSON ({error}); save the pipeline again") from None
+    for name, entry in index.items():
+        if isinstance(entry, list) and entry[0] is not None and not (folder / name).is_dir():
+            raise PrefoptError(f"{folder}: the part '{name}' that model_index.json names is missing; save the pipeline again")
     return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
 
 
@@ -145,14 +153,16 @@ def _kind(pipeline: Any, source: str) -> Kind:
 
     parts = pipeline.components
     encoders = [n for n in ("text_encoder", "text_encoder_2", "text_encoder_3") if parts.get(n) is not None]
-    unet, transformer = parts.get("unet"), parts.get("transformer")
+    unet: Any = parts.get("unet")
+    transformer: Any = parts.get("transformer")
     kind: Kind | None = None
     if isinstance(transformer, SD3Transformer2DModel) and encoders[:2] == ["text_encoder", "text_encoder_2"]:
         kind = "sd3"
     elif isinstance(unet, UNet2DConditionModel) and unet.config.class_embed_type is None:
         added = unet.config.addition_embed_type
-        kind = {("text_encoder",): "sd" if added is None else None}.get(tuple(encoders))  # type: ignore[assignment]
-        if encoders == ["text_encoder", "text_encoder_2"] and added == "text_time":
+        if encoders == ["text_encoder"] and added is None:
+            kind = "sd"
+        elif encoders == ["text_encoder", "text_encoder_2"] and added == "text_time":
             kind = "sdxl"
     if kind is None:
         denoiser = unet if transformer is None else transformer
@@ -172,7 +182,7 @@ def _check_channels(pipeline: Any, kind: Kind, source: str) -> None:
     latent = vae.config.latent_channels if vae is not None else net.in_channels
     if net.in_channels != latent or net.out_channels != latent:
         raise PrefoptError(
-            f"{source}: the denoiser maps {net.in_channels} to {net.out_channels} channels and the latents have {latent}; "
+            f"{source}: the denoiser maps {net.in_channels} to {net.out_channels} channels, the latents have {latent}; "
             "inpainting models and learned variances are not supported"
         )
     if kind == "sdxl":
@@ -190,7 +200,7 @@ def _resolution(model: ImageModel, asked: int | None) -> int:
     factor = model.pipeline.vae_scale_factor if model.pipeline.components.get("vae") is not None else 1
     if asked is None:
         if not isinstance(side, int):
-            raise PrefoptError(f"{model.source}: sample_size {side} of the denoiser is not one number; give the resolution")
+            raise PrefoptError(f"{model.source}: sample_size {side} is not one number; give denoising.resolution")
         return side * factor
     step = factor * (model.denoiser.config.patch_size if model.kind == "sd3" else 1)
     if asked <= 0 or asked % step:
@@ -200,7 +210,7 @@ def _resolution(model: ImageModel, asked: int | None) -> int:
 
 # ------------------------------------------------------------------------------------------------ training and saving
 def make_trainable(model: ImageModel, adapter: Mapping[str, Any] | None = None) -> nn.Module:
-    """The denoiser, all of it trainable, or with a LoRA {r, alpha, dropout, target_modules} on its attention.
+    """The denoiser, all of it trainable, or with a LoRA (the keys of `AdapterConfig`) on its attention.
 
     Trainable parameters are float32 whatever the base's type. Raises PrefoptError for an adapter that fits nothing.
     """
@@ -217,6 +227,8 @@ def make_trainable(model: ImageModel, adapter: Mapping[str, Any] | None = None) 
         r=rank,
         lora_alpha=adapter.get("alpha") or rank,
         lora_dropout=adapter.get("dropout") or 0.0,
+        use_rslora=bool(adapter.get("use_rslora")),
+        use_dora=bool(adapter.get("use_dora")),
         target_modules=adapter.get("target_modules") or list(default),
     )
     try:

@@ -1,4 +1,4 @@
-"""Pictures of a diffusers pipeline: in batches, one seed per picture, so that two models can be compared on equal noise."""
+"""Pictures of a diffusers pipeline: one seed per picture, so that two models can be compared on equal noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import PrefoptError
 
 @dataclass(frozen=True)
 class ImageSampling:
-    """How pictures are made: sampler steps, guidance (1: none), pictures in one call; `size` in pixels, None: the model's."""
+    """Sampler steps, guidance (1: none), pictures in one call; `size` in pixels, None: the model's own."""
 
     steps: int = 50
     guidance: float = 7.5
@@ -23,14 +23,21 @@ class ImageSampling:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
-            raise PrefoptError(f"sampling needs steps and batch_size of at least 1; got {self.steps} and {self.batch_size}")
+            raise PrefoptError(
+                f"sampling needs steps and batch_size of at least 1; got {self.steps} and {self.batch_size}"
+            )
 
 
 @torch.no_grad()
 def sample_images(
-    pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], sampling: ImageSampling | None = None, *, progress: bool = True
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: ImageSampling | None = None,
+    *,
+    progress: bool = True,
 ) -> list[Any]:
-    """One PIL image for each prompt and its seed. The noise depends on the seed alone, not on batch, device or model."""
+    """One PIL image for each prompt and its seed. The noise depends on the seed, not on the batch or the device."""
     sampling = sampling or ImageSampling()
     if len(prompts) != len(seeds):
         raise PrefoptError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed per picture")

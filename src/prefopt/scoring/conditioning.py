@@ -44,5 +44,5 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
 
 
 def time_ids(resolution: int) -> Tensor:
-    """[6] SDXL's (original height, width, crop top, left, target height, width); the official script's (R,R,0,0,R,R)."""
+    """[6] SDXL's (original height, width, crop top, left, target height, width); officially (R,R,0,0,R,R)."""
     return torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)

@@ -59,16 +59,11 @@ class ImageBatch:
         """What it costs: images."""
         return len(self.latents)
 
-    @property
-    def size(self) -> int:
-        """Images."""
-        return len(self.latents)
-
     def to(self, device: torch.device | str) -> ImageBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        tensors = {n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time")}
+        tensors: dict[str, Any] = {n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time")}
         condition, notes = ({k: move(v) for k, v in d.items()} for d in (self.condition, self.notes))
         apart = {k: b.to(device) for k, b in self.apart.items()}
         return replace(self, **tensors, condition=condition, notes=notes, apart=apart)
@@ -197,7 +192,7 @@ class DenoisingScorer:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The network without its adapters, wrapped or not. Raises PrefoptError if it has none."""
-    layers = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
     if not layers:
         raise PrefoptError("there is no reference: the model has no adapter to switch off; give a frozen copy")
     before = [m._disable_adapters for m in layers]

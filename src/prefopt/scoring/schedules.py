@@ -46,7 +46,7 @@ class Schedule:
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
-        """Read from a diffusers scheduler, whatever its sampling rule. Raises PrefoptError for an unknown prediction."""
+        """Read from a diffusers scheduler of any sampling rule. Raises PrefoptError for an unknown prediction."""
         from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
         config = scheduler.config

@@ -45,7 +45,12 @@ SAMPLING = ImageSampling(steps=20, guidance=1.0, batch_size=64)
 
 
 def build(
-    cache: Path | None = None, *, kind: PipelineKind = "sd", temperature: float = 0.05, seed: int = 0, progress: bool = True
+    cache: Path | None = None,
+    *,
+    kind: PipelineKind = "sd",
+    temperature: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
 ) -> World:
     """The world with a model of this kind, from the cache or built in about a minute on two cores ("sd").
 
@@ -65,7 +70,9 @@ def build(
     return build_once("shapes", version=VERSION, settings=settings, make=make, cache=cache)
 
 
-def _make(folder: Path, kind: PipelineKind, effort: Effort, temperature: float, seed: int, progress: bool) -> dict[str, Any]:
+def _make(
+    folder: Path, kind: PipelineKind, effort: Effort, temperature: float, seed: int, progress: bool
+) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     pipeline = tiny_pipeline(kind, seed)
     model = image_model(pipeline, source=f"shapes {kind}")
@@ -99,7 +106,9 @@ def _pairs(
     images = sample_images(pipeline, prompts, seeds, SAMPLING, progress=progress)
     truth = np.array(reward(prompts, images)).reshape(count, 2)
     difference = truth[:, 0] - truth[:, 1]
-    chance = 1 / (1 + np.exp(np.clip(-difference / temperature, -50, 50))) if temperature else (difference > 0).astype(float)
+    chance = (
+        1 / (1 + np.exp(np.clip(-difference / temperature, -50, 50))) if temperature else (difference > 0).astype(float)
+    )
     first = rng.random(count) < chance
     rows = []
     for n in range(count):

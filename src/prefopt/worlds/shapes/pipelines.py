@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,8 @@ def tiny_pipeline(kind: PipelineKind = "sd", seed: int = 0) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vae, tokenizer, encoder = _vae(shift=0.0 if kind == "sd3" else None), word_tokenizer(), _text_encoder(pooled=kind == "sd3")
-        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": encoder}
+        vae, tokenizer = _vae(shift=0.0 if kind == "sd3" else None), word_tokenizer()
+        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": _text_encoder(pooled=kind == "sd3")}
         if kind in ("sdxl", "sd3"):
             parts |= {"tokenizer_2": tokenizer, "text_encoder_2": _text_encoder(pooled=True)}
         if kind == "sd3":
@@ -61,12 +62,12 @@ def word_tokenizer() -> Any:
             symbols = _merged(symbols, pair)
     vocabulary = list(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
     ids = {token: n for n, token in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]
 
 
 def _first_merge(symbols: list[str], merges: list[tuple[str, str]]) -> tuple[str, str]:
     """The merge that BPE would do next: the oldest that applies, or a new one at the front of the word."""
-    pairs = list(zip(symbols, symbols[1:], strict=False))
+    pairs = list(pairwise(symbols))
     return min((p for p in pairs if p in merges), key=merges.index, default=pairs[0])
 
 

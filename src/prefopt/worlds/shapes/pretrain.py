@@ -55,7 +55,7 @@ def train_denoiser(
     all_ = scenes()
     truth = np.arange(4096) % len(all_)
     mean, std = model.encode_images(to_pixels(np.stack([render(all_[i], rng) for i in truth])))
-    said = torch.from_numpy(np.array([_misread(i, all_, rng) if rng.random() < wrong else i for i in truth]))
+    said = torch.from_numpy(np.array([_misread(int(i), all_, rng) if rng.random() < wrong else i for i in truth]))
     conditions = model.encode_captions([*(s.caption for s in all_), ""])
     conditions["time_ids"] = time_ids(model.resolution).expand(len(all_) + 1, 6)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))

@@ -21,8 +21,13 @@ COLOURS: dict[str, np.ndarray] = {
     "yellow": np.array([0.95, 0.80, 0.10]),
 }
 SHAPES = ("circle", "square", "triangle")
-ONE = {"upper left": (0,), "upper right": (1,), "lower left": (2,), "lower right": (3,)}
-TWO = {"on the left": (0, 2), "on the right": (1, 3), "at the top": (0, 1), "at the bottom": (2, 3)}
+ONE: dict[str, tuple[int, ...]] = {"upper left": (0,), "upper right": (1,), "lower left": (2,), "lower right": (3,)}
+TWO: dict[str, tuple[int, ...]] = {
+    "on the left": (0, 2),
+    "on the right": (1, 3),
+    "at the top": (0, 1),
+    "at the bottom": (2, 3),
+}
 RADII = (4.5, 5.0, 5.5)
 SHIFTS = (-1, 0, 1)
 

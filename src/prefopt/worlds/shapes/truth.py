@@ -22,12 +22,12 @@ CAPTION = re.compile(r"(?:a|two) (\w+?) (\w+?)s? (?:in the )?((?:upper|lower) (?
 PRESENT = 0.35
 """Presence from which on something stands in a cell, whose colour and shape are judged."""
 BLUR = 0.4
-"""Share of a cell's energy that the best stencil may leave unexplained before nothing is left of the credit for shape."""
+"""Share of a cell's energy that the best stencil may leave unexplained before no credit for shape is left."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What stands in one cell: how much of the smallest whole object (0..1), how it fits each shape, and in which colour."""
+    """What stands in one cell: how much of the smallest whole object (0..1), its fit to each shape, and its colour."""
 
     presence: float
     fit: dict[str, float]  # shape -> share of the cell's energy that its best stencil explains, 0..1
@@ -138,7 +138,7 @@ def _colour_credit(seen: np.ndarray, name: str) -> float:
 
 
 def _shape_credit(fit: dict[str, float], name: str) -> float:
-    """1 where the named shape explains the object exactly, 1/2 where another explains it as well, 0 where one is exact."""
+    """1 where the named shape explains the object exactly, 1/2 where another does as well, 0 where another is exact."""
     missed = 1.0 - fit[name]
     other = 1.0 - max(share for shape_, share in fit.items() if shape_ != name)
     return other / max(missed + other, 1e-9) * max(0.0, 1.0 - missed / BLUR)
