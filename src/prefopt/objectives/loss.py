@@ -124,7 +124,8 @@ class Loss:
 
     def replace(self, terms: Mapping[str, Term] | None = None, **fields: Any) -> Loss:
         kept = {"rewards": self.rewards, "metrics": self.metrics, "health": self.health, "updates": self.updates}
-        return Loss(**(kept | fields), **(self.terms if terms is None else terms))
+        made: dict[str, Any] = {**kept, **fields, **(self.terms if terms is None else terms)}
+        return Loss(**made)
 
     @property
     def scalar(self) -> Tensor:
@@ -179,4 +180,5 @@ def prefer(
 ) -> Loss:
     """The usual answer: compare two rewards [P] (Bradley-Terry unless told otherwise), report them, add terms."""
     preference = compare(reward_w - reward_l - margin, how)
-    return Loss(rewards=(reward_w, reward_l), metrics=metrics, preference=preference, **terms)
+    made: dict[str, Any] = {"preference": preference, **terms}
+    return Loss(rewards=(reward_w, reward_l), metrics=metrics, **made)

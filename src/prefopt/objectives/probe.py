@@ -171,7 +171,7 @@ def initialise(m: Method, r: Responses) -> Responses:
             if kind not in made:
                 return super()._ask(kind, name, **spec)
             if name not in made[kind]:
-                made[kind][name] = spec.get("start", spec.get("make"))()
+                made[kind][name] = spec["start" if kind == "states" else "make"]()
             return made[kind][name]
 
     with torch.no_grad():

@@ -62,8 +62,8 @@ def _sizes(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _embedding_size(model: nn.Module) -> int:
-    get = getattr(model, "get_input_embeddings", None)
-    table = get() if get is not None else None
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    network: Any = model
+    table = network.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    head = network.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     tied = head is not None and table is not None and head.weight is table.weight
     return 0 if table is None or tied else table.weight.numel()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from ..scoring.base import Batch, Draw
 from .task import Examples
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True)
+class Slot:
     """A place in a micro-batch. `filler`: the example is there only to keep processes in step."""
 
     index: int
@@ -161,7 +161,7 @@ class StepLoader(DataLoader[Batch]):
             return replace(made, filler=True) if items[0][1] else made  # type: ignore[type-var]
 
         super().__init__(
-            examples,
+            examples,  # type: ignore[arg-type]  # it answers slots, the collator makes the batch
             batch_sampler=sampler,
             collate_fn=batch,
             num_workers=workers,
