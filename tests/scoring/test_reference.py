@@ -118,7 +118,7 @@ def test_what_is_not_stored_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(PrefoptError, match="2 of 2 reference log-probs"):
         reference.scores(policy, batch, "responses")
     assert "scores:token_kl" not in TextScorer((), reference).offers()
-    with pytest.raises(PrefoptError, match="reference.kind = frozen"):
+    with pytest.raises(PrefoptError, match=r"reference.kind = frozen"):
         reference.states(policy, batch, ["responses"])
 
 
@@ -201,7 +201,7 @@ def test_store_survives_kills_and_company(tmp_path: Path) -> None:
 
 def test_a_broken_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "id.sqlite").write_text("this is no database, and long enough to be seen as none" * 10)
-    with pytest.raises(PrefoptError, match="id.sqlite.*delete it"):
+    with pytest.raises(PrefoptError, match=r"id.sqlite.*delete it"):
         Store("id", tmp_path).get(["k"])
     (tmp_path / "file").write_text("")
     with pytest.raises(PrefoptError, match="PREFOPT_CACHE"):
