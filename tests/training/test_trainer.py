@@ -107,3 +107,78 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         t.model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(PrefoptError, match="no longer finite"):
         t.train()
+
+
+def test_bf16_autocast_trains_close_to_float32(tmp_path: Path) -> None:
+    ends = {}
+    for name, given in (("float32", {}), ("bf16", {"bf16": True, "use_cpu": True})):
+        t = trainer(tmp_path / name, optim="sgd", learning_rate=1e-1, **given)
+        t.train()
+        ends[name] = weights(t.model) - weights(model())
+        losses = [r["loss"] for r in t.state.log_history if "loss" in r]
+        assert losses[0] == pytest.approx(0.6931, abs=5e-3)
+    assert ends["bf16"].dtype == torch.float32
+    cosine = torch.nn.functional.cosine_similarity(ends["bf16"], ends["float32"], dim=0)
+    assert cosine > 0.98, cosine
+
+
+def test_an_adapter_trains_alone_and_its_absence_is_the_reference(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from prefopt.scoring.reference import AdapterOffReference
+    from prefopt.scoring.text import TextScorer
+
+    policy = get_peft_model(model(), LoraConfig(r=4, target_modules="all-linear"))
+    t = trainer(tmp_path, policy=policy)
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    t.scorer = t.task.scorer = TextScorer(t.needs, AdapterOffReference(policy), notes=["pairs"])
+    t.train()
+    changed = {k for k, v in policy.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all("lora_" in k for k in changed)
+
+
+def test_checkpointed_activations_change_nothing(tmp_path: Path) -> None:
+    ends = []
+    for on in (False, True):
+        t = trainer(tmp_path / str(on), optim="sgd", gradient_checkpointing=on)
+        t.train()
+        ends.append(weights(t.model))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_a_state_is_read_before_the_step_and_advanced_once_after_it(tmp_path: Path) -> None:
+    """However the step is cut, and across a resume."""
+    from prefopt.methods import load_file
+
+    path = tmp_path / "ema.py"
+    path.write_text(
+        "import torch\n"
+        "from prefopt import Update, Loss, method, compare\n"
+        "from prefopt.objectives.words import bradley_terry\n"
+        "@method('ema-toy')\n"
+        "def ema_toy(r, *, beta: float = 0.1) -> Loss:\n"
+        "    w, l = r.pairs()\n"
+        "    mean = r.state('mean', lambda: torch.zeros(1))\n"
+        "    m = beta * (w.log_ratio.sum() - l.log_ratio.sum())\n"
+        "    step = lambda old, total, n: 0.5 * old + 0.5 * total / n + 1\n"
+        "    n = torch.full((1,), float(len(m)))\n"
+        "    return Loss(preference=compare(m - mean, bradley_terry), metrics={'mean': mean},\n"
+        "                updates={'mean': Update(m.detach().sum()[None], n, step)})\n"
+    )
+    load_file(path)
+    seen, ends = [], []
+    for batch in (8, 2):
+        t = trainer(tmp_path / str(batch), "ema-toy", n=16, batch=batch, accumulate=8 // batch, optim="sgd",
+                    save_strategy="steps", save_steps=1)  # fmt: skip
+        t.train()
+        seen.append([r["mean"] for r in t.state.log_history if "mean" in r])
+        ends.append(t.method_states.values["mean"])
+    assert seen[0][0] == 0.0
+    assert seen[0][1] == pytest.approx(1.0, abs=1e-4)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-4)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+    again = trainer(tmp_path / "again", "ema-toy", n=16, batch=8, optim="sgd")
+    again.restore_method(tmp_path / "8" / "checkpoint-1")
+    again.train(resume_from_checkpoint=str(tmp_path / "8" / "checkpoint-1"))
+    assert torch.equal(again.method_states.values["mean"], ends[0])
