@@ -42,7 +42,7 @@ def generate_file(
     sampling = sampling or Sampling()
     job = _job(prompts, sampling, identity, reward)
     done = _resume(path, job)
-    chunk = max(1, 4 * sampling.batch_size // sampling.n)
+    chunk = max(1, 4 * sampling.batch(model) // sampling.n)
     with tqdm(total=len(prompts), initial=done, desc="sampling", unit="prompt", delay=1, disable=not progress) as bar:
         for start in range(done, len(prompts), chunk):
             part = list(prompts[start : start + chunk])

@@ -37,7 +37,10 @@ Prompt = Turns | Example
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn: temperature 0 is greedy; top_p 1 and top_k 0 switch the filters off."""
+    """How answers are drawn: temperature 0 is greedy; top_p 1 and top_k 0 switch the filters off.
+
+    batch_size None: by the size of the model, from 256 answers at once for tiny ones to 8 for billions of parameters.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -45,17 +48,23 @@ class Sampling:
     top_k: int = 0
     n: int = 1
     seed: int = 0
-    batch_size: int = 32
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (("max_new_tokens", self.max_new_tokens, 1), ("n", self.n, 1),
-                                   ("batch_size", self.batch_size, 1), ("top_k", self.top_k, 0)):  # fmt: skip
+        counts = {"max_new_tokens": (self.max_new_tokens, 1), "n": (self.n, 1), "top_k": (self.top_k, 0)}
+        if self.batch_size is not None:
+            counts["batch_size"] = (self.batch_size, 1)
+        for name, (value, least) in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise PrefoptError(f"sampling: {name} must be a whole number of at least {least}; got {value!r}")
         if not (self.temperature >= 0 and np.isfinite(self.temperature)):
             raise PrefoptError(f"sampling: temperature must be 0 (greedy) or more; got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
             raise PrefoptError(f"sampling: top_p must lie in (0, 1]; got {self.top_p!r}")
+
+    def batch(self, model: torch.nn.Module) -> int:
+        """Answers in one batch: caches grow about as fast as models do."""
+        return self.batch_size or min(256, max(8, 20_000_000_000 // sum(p.numel() for p in model.parameters())))
 
     @property
     def plain(self) -> bool:
@@ -94,10 +103,10 @@ def generate(
     ids = [encode_prompt(encoder, prompt) for prompt in prompts]
     rows = sorted(((i, k) for i in range(len(ids)) for k in range(sampling.n)), key=lambda row: -len(ids[row[0]]))
     answers: list[list[Sample | None]] = [[None] * sampling.n for _ in ids]
-    ends = end_tokens(model, encoder)
+    ends, size = end_tokens(model, encoder), sampling.batch(model)
     with inference(model), tqdm(total=len(rows), desc=description, unit="answer", delay=1, disable=not progress) as bar:
-        for start in range(0, len(rows), sampling.batch_size):
-            batch = rows[start : start + sampling.batch_size]
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
             tokens = _batch([ids[i] for i, _ in batch], [(first + i, k) for i, k in batch], model, ends, sampling)
             for (i, k), new in zip(batch, tokens, strict=True):
                 answers[i][k] = _sample(new, ends, tokenizer)
@@ -172,10 +181,11 @@ def _batch(
             processors.append(TopPLogitsWarper(sampling.top_p))
         processors.append(_Draw(uniforms(sampling.seed, keys, sampling.max_new_tokens), width))
     # explicit neutral values: the model's own generation config (repetition penalty, ...) would otherwise bend the
-    # distribution that is sampled away from the one that is trained and scored
+    # distribution that is sampled away from the one that is trained and scored, or be warned about (top_k: the default)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, min_length=0,
         no_repeat_ngram_size=0, eos_token_id=ends, pad_token_id=pad, use_cache=True,
+        temperature=1.0, top_p=1.0, top_k=50,
     )  # fmt: skip
     out = unwrap(model).generate(
         input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
