@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from .task import Examples, Task
 # how far policy and reference may differ per token before the first step: rounding of one forward against another
 START_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 START_TOLERANCE_HALF = 0.1
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Trainer(transformers.Trainer):
@@ -100,8 +102,9 @@ class Trainer(transformers.Trainer):
         return plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum)
 
     def _with_extras(self, batches: list[Batch]) -> Iterator[tuple[Batch, Scored]]:
+        constant = any(k.startswith("extras:") and not spec.get("grad") for k, spec in self.needs.items())
         for batch in batches:
-            yield batch, self._score(self.model_wrapped, batch, grad=False) if self._step_wide else {}
+            yield batch, self._score(self.model_wrapped, batch, grad=False) if constant else {}
 
     @property
     def _step_wide(self) -> bool:
@@ -130,8 +133,7 @@ class Trainer(transformers.Trainer):
         first = self.state.global_step == self._initial_global_step
         weight = 0.0 if batch.filler else 1.0
         r, loss = self._run(model, batch, extras, step)
-        if first or self._watching:
-            self._check_start(r)
+        self._check_reference(r)
         share = part(self.method, loss, step.totals, counts if first else None)
         self.meters["train"].add(measures(r, loss), weight)
         self.method_states.collect(loss.updates, weight)
@@ -182,30 +184,28 @@ class Trainer(transformers.Trainer):
     # ---- what must hold
 
     _initial_global_step = 0
-    _watching = True  # until the policy has been seen to move
 
-    def _check_start(self, r: Responses) -> None:
-        """Before the first update the policy is the reference; after it, it is not (a wrong reference shows here)."""
-        if "reference" not in r.scores or not self.task.record.get("reference_is_start") or "policy" not in r.scores:
-            self._watching = False
+    def _check_reference(self, r: Responses) -> None:
+        """Before the first update the policy is the reference; once warm, it is not: a wrong reference shows here."""
+        step, warm = self.state.global_step, self.args.get_warmup_steps(self.state.max_steps)
+        if step not in (0, warm + 2) or not self.task.record.get("reference_is_start"):
             return
-        gap = (r.scores["policy"].values.detach() - r.scores["reference"].values).abs()
-        gap = (gap / r.scores["policy"].count.clamp(min=1)).max().item()
-        if self.state.global_step == 0:
-            half = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-            tolerance = START_TOLERANCE_HALF if half else START_TOLERANCE.get(r.scores["policy"].values.dtype, 1e-3)
-            if not gap <= tolerance:
-                raise PrefoptError(
-                    f"before the first step policy and reference differ by {gap:.3g} per element (tolerance {tolerance:g}): "
-                    "the reference is not the starting model, or the model computes at random (dropout, noise)"
-                )
-        elif self.lr_scheduler.get_last_lr()[0] > 0 and self.state.global_step > self._initial_global_step + 1:
-            self._watching = False
-            if gap == 0:
-                raise PrefoptError(
-                    "two steps in, the policy still equals its reference exactly: nothing is trained "
-                    "(is the learning rate zero, or everything frozen?)"
-                )
+        if not {"reference", "policy"} <= r.scores.keys():
+            return
+        policy = r.scores["policy"]
+        gap = (policy.values.detach() - r.scores["reference"].values).abs() / policy.count.clamp(min=1)
+        half = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype in HALF
+        tolerance = START_TOLERANCE_HALF if half else START_TOLERANCE.get(policy.values.dtype, 1e-3)
+        if step == 0 and not gap.max() <= tolerance:
+            raise PrefoptError(
+                f"before the first step policy and reference differ by {gap.max():.3g} per element (tolerance {tolerance:g}): "
+                "the reference is not the starting model, or the model computes at random (dropout, noise)"
+            )
+        if step > 0 and gap.max() == 0:
+            raise PrefoptError(
+                f"after {step} steps the policy still equals its reference exactly: nothing is trained. Is the learning rate "
+                "zero, everything frozen, or the weights bfloat16 (small updates round away: load float32 with train.bf16)?"
+            )
 
     # ---- logs, evaluation
 
@@ -256,7 +256,21 @@ class Trainer(transformers.Trainer):
     def restore_method(self, folder: Path) -> None:
         """The method's state and parameters as they were at a checkpoint."""
         self._initialise_method()
-        self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
+        with _reading(folder):
+            json.loads((folder / "trainer_state.json").read_text())  # transformers reads it later, without words
+            self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     @property
     def sharded(self) -> bool:
@@ -310,6 +324,20 @@ class _Bar(ProgressCallback):
             self.training_bar.write(
                 f"step {state.global_step}: " + ", ".join(f"{k.replace('rewards/', '')} {v:.4f}" for k, v in shown.items())
             )
+
+
+@contextlib.contextmanager
+def _reading(checkpoint: Any) -> Iterator[None]:
+    """Words for a checkpoint that was whole when it was written and is not any more."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:  # safetensors, pickle, zip, JSON: each has types of its own
+        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        raise PrefoptError(
+            f"{checkpoint} is damaged ({why}); remove that folder, and the run goes on from the checkpoint before it"
+        ) from e
 
 
 def _finite(x: float) -> bool:
