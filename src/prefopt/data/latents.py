@@ -11,7 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class EncodedImages:
     held_out: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageSet:
     """Image examples whose latents and captions lie in the cache; made by `encode_examples`."""
 
@@ -50,6 +50,10 @@ class ImageSet:
     captions: list[Path]
     shared: dict[str, Tensor]  # conditions that are the same for all
     held_out: bool = False
+    tokens: np.ndarray = field(init=False)  # [n] cost of each example: its number of images
+
+    def __post_init__(self) -> None:
+        self.tokens = np.array([len(e.responses) for e in self.examples])
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -60,11 +64,6 @@ class ImageSet:
         std = torch.stack([torch.stack([v["std"] for v in image]) for image in latents])
         condition, example = _read(self.captions[index]) | self.shared, self.examples[index]
         return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out)
-
-    @cached_property
-    def tokens(self) -> np.ndarray:
-        """[n] cost of each example: its number of images."""
-        return np.array([len(e.responses) for e in self.examples])
 
     @cached_property
     def fingerprint(self) -> str:

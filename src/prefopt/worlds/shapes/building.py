@@ -36,8 +36,8 @@ class Effort:
 
 
 EFFORT: dict[str, Effort] = {
-    "sd": Effort(600, 1500, 960, 160),
-    "sd-v": Effort(600, 1500, 960, 160),
+    "sd": Effort(500, 1200, 640, 128),
+    "sd-v": Effort(500, 1200, 640, 128),
     "sdxl": Effort(40, 40, 64, 16),
     "sd3": Effort(40, 40, 64, 16),
 }
