@@ -57,7 +57,7 @@ def test_politeness(response, value):
         (PROMPT, "'The Silent Harbour' is a superb comedy.", 1.0),
         (PROMPT, "'The Silent Harbour' is a superb western.", 1 / 3),  # focus 1, title 1, genre -1
         (PROMPT, "'The Golden Harbour' is a superb western.", -1 / 3),
-        (PROMPT, "'The Silent Harbour' is superb. 'The Golden Harbour' is dull.", 0.0),  # a wrong title beside the right
+        (PROMPT, "'The Silent Harbour' is superb. 'The Golden Harbour' is dull.", 0.0),  # right and wrong
         (PROMPT, "The plot is thin.", 1 / 3),  # names neither
         (PROMPT, "My aunt sold the old car last week.", -1 / 3),
         (PROMPT, "The plot is thin. The popcorn was too salty.", 0.0),
