@@ -57,6 +57,8 @@ def train(
 
     content: dict[str, Any] = read_yaml(config) if config else {}
     if what.endswith((".yaml", ".yml")):
+        if config is not None:
+            raise PrefoptError(f"--config {config} has no effect: {what} is the configuration; give one of them")
         content = read_yaml(Path(what))
     else:
         given = content.get("method")
@@ -209,7 +211,7 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
     reward: Annotated[str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
@@ -219,7 +221,7 @@ def generate(
 
     data = _data_config(prompts, [f"limit={limit}"] if limit else None)
     if model_kind(model) == "diffusion":
-        count = generate_images(model, data, output, number, seed, batch_size, reward)
+        count = generate_images(model, data, output, number, seed, batch_size or 16, reward)
     else:
         from .rollout.text import Sampling
 

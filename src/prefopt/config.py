@@ -150,11 +150,9 @@ class RunConfig(Section):
     output: str
 
     def given(self, section: str) -> set[str]:
-        """Keys of a section that the user set."""
-        if section not in self.model_fields_set:
-            return set()
+        """Keys of a section that the user set to something else than their defaults."""
         value = getattr(self, section)
-        return set(value.model_fields_set if isinstance(value, BaseModel) else value)
+        return {k for k in value.model_fields_set if getattr(value, k) != type(value).model_fields[k].default}
 
 
 SECTIONS: dict[str, Any] = {
@@ -193,9 +191,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PrefoptError(f"no configuration file {path}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        with path.open(encoding="utf-8") as file:  # the file itself: then errors name it
+            content = yaml.load(file, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise PrefoptError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from None
+        raise PrefoptError(f"not valid YAML: {' '.join(str(e).replace(' ^', '').split())} ({path})") from None
     if not isinstance(content, dict):
         raise PrefoptError(f"{path} must hold sections (method, model, data, ...), it holds {type(content).__name__}")
     return content
@@ -289,6 +288,8 @@ def _check_train_value(key: str, value: Any) -> None:
     positive = key in POSITIVE_TRAIN_KEYS
     if isinstance(value, (int, float)) and not isinstance(value, bool) and (value != value or (positive and value <= 0)):
         raise PrefoptError(f"train.{key} = {value!r}: must be greater than 0")
+    if key == "max_steps" and value < 1 and value != -1:
+        raise PrefoptError(f"train.max_steps = {value!r}: must be at least 1, or -1 for whole epochs")
 
 
 POSITIVE_TRAIN_KEYS = {
@@ -299,6 +300,9 @@ POSITIVE_TRAIN_KEYS = {
     "gradient_accumulation_steps",
     "token_budget",
     "save_total_limit",
+    "save_steps",
+    "logging_steps",
+    "eval_steps",
 }
 
 

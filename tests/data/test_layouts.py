@@ -116,8 +116,14 @@ def test_column_map_and_unknown_columns(tmp_path: Path) -> None:
     assert only(tmp_path, row, columns=columns).responses == ("good", "bad")
     with pytest.raises(PrefoptError, match=r"columns frage, gut, schlecht fit no known layout.*data\.columns"):
         read(tmp_path / "data.jsonl")
-    _, ledger = read(tmp_path / "data.jsonl", columns=columns | {"margin": "abstand"})
-    assert ledger.unreadable[0][2] == "'abstand' (named in data.columns) is missing"
+    with pytest.raises(PrefoptError, match=r"data\.columns\.margin = abstand: .* has no such column"):
+        read(tmp_path / "data.jsonl", columns=columns | {"margin": "abstand"})
+    with pytest.raises(PrefoptError, match=r"data\.columns\.promt: .* did you mean 'prompt'"):
+        read(tmp_path / "data.jsonl", columns={"promt": "frage"})
+    _, ledger = read(
+        write(tmp_path / "data.jsonl", [row, row | {"abstand": 1}]), columns=columns | {"margin": "abstand"}
+    )
+    assert ledger.unreadable[0][1:] == (1, "'abstand' (named in data.columns) is missing")
     with pytest.raises(PrefoptError, match=r"data\.layout 'paris' is unknown"):
         read(tmp_path / "data.jsonl", layout="paris")
 

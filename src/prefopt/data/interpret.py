@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections import Counter
@@ -38,6 +39,7 @@ def recognise(rows: Iterable[Row], config: DataConfig) -> tuple[Layout, Iterator
     stream = iter(rows)
     head = list(islice(stream, LOOKED_AT))
     again = chain(head, stream)
+    _check_columns(head, config)
     if config.layout != "auto":
         if config.layout not in LAYOUTS:
             raise PrefoptError(f"data.layout {config.layout!r} is unknown; known are auto, {', '.join(LAYOUTS)}")
@@ -56,6 +58,20 @@ def recognise(rows: Iterable[Row], config: DataConfig) -> tuple[Layout, Iterator
         "meaning with data.columns, e.g. data.columns.prompt=question; the layouts are: "
         + "; ".join(f"{x.name} ({', '.join(x.columns)})" for x in LAYOUTS.values())
     )
+
+
+def _check_columns(head: list[Row], config: DataConfig) -> None:
+    """Names in data.columns that are nearly right, or columns that no row has. (A method may ask for names of its own.)"""
+    known = {c for x in LAYOUTS.values() for c in x.columns} | set(_PAIR_NOTES) | {c for cs in _NAMED.values() for c in cs}
+    known |= {c for cs in _SIDE_SCORES for c in cs} | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
+    there = list(dict.fromkeys(str(c) for row in head for c in row.values))
+    for name, column in config.columns.items():
+        if name not in known and (close := difflib.get_close_matches(name, known, 1, 0.8)):
+            raise PrefoptError(f"data.columns.{name}: there is no such name; did you mean '{close[0]}'?")
+        if there and column not in there:
+            raise PrefoptError(
+                f"data.columns.{name} = {column}: {head[0].file} has no such column; it has {', '.join(there)}"
+            )
 
 
 def _fitting(values: Mapping[str, Any]) -> Layout | None:

@@ -21,7 +21,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.readers import content_hash, total_bytes
-from prefopt.data.rule import Ledger, content, log
+from prefopt.data.rule import Ledger, content, log, refuse_one_class
 from prefopt.data.source import read_examples
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
 from prefopt.errors import PrefoptError
@@ -131,9 +131,11 @@ class _Survey:
     notes: Counter[str] = field(default_factory=Counter)
     nested: set[str] = field(default_factory=set)
     names: dict[str, set[str]] = field(default_factory=dict)
+    labels: set[bool] = field(default_factory=set)
 
     def see(self, example: Example) -> None:
         self.examples += 1
+        self.labels.update(example.notes.get("label", ()))
         for name, value in example.notes.items():
             self.notes[name] += 1
             if name in ENUMERATED:
@@ -154,6 +156,8 @@ class _Preparation:
 
     def into(self, folder: Path, fingerprint: str) -> dict[str, Any]:
         survey = self._survey(self.data.paths, "reading")
+        if "label" in self.needs:
+            refuse_one_class(survey.labels, self.data.paths)
         held_out = self._survey(self.data.eval_paths, "reading eval") if self.data.eval_paths else None
         self.notes, partial = self._kept(survey, held_out)
         self.names = {n: enumerate_names(v) for n, v in survey.names.items() if n in self.notes}

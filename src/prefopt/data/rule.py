@@ -106,6 +106,16 @@ class Ledger:
         }
 
 
+def refuse_one_class(labels: set[bool], paths: list[str]) -> None:
+    """Raises PrefoptError where all responses are desirable, or none is: nothing says what to move away from."""
+    if len(labels) == 1:
+        kind, other = ("desirable", "undesirable") if labels == {True} else ("undesirable", "desirable")
+        raise PrefoptError(
+            f"{', '.join(paths)}: every response is {kind} ('label' is {str(labels == {True}).lower()} in all rows), and the "
+            f"method learns from both kinds: add {other} ones, or train with sft"
+        )
+
+
 def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:
     """The first rows of the first file, for a message."""
     file, rows = next(iter(files.items()))

@@ -34,6 +34,19 @@ THINKING = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _PROBE = "prefoptprobe"
 
 
+def _parsed(text: str, name: str) -> str:
+    """The text, if it is Jinja."""
+    import jinja2
+
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(  # noqa: S701 - only parsed
+            re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text)  # transformers' own tag
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise PrefoptError(f"data.chat_template: {name} is no Jinja template: line {error.lineno}: {error}") from None
+    return text
+
+
 @dataclass(frozen=True)
 class Templates:
     """Renders prompts and responses as the model will see them. Nothing here tokenises, but for the special tokens.
@@ -56,14 +69,14 @@ class Templates:
         if wanted == "plain":
             return PLAIN
         if "{{" in wanted or "{%" in wanted:
-            return wanted
+            return _parsed(wanted, "the text")
         path = Path(wanted).expanduser()
         if not path.is_file():
             raise PrefoptError(
                 f"data.chat_template {wanted!r}: expected `plain`, a Jinja file, or a Jinja text with "
                 "{{ }} or {% %} in it"
             )
-        return path.read_text(encoding="utf-8")
+        return _parsed(path.read_text(encoding="utf-8"), str(path))
 
     @property
     def is_plain(self) -> bool:

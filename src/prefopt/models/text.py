@@ -40,6 +40,10 @@ def load_text_model(
     """
     place = Path(config.path).expanduser()
     own_adapter = (place / "adapter_config.json").is_file()
+    if model_kind(config.path) != "text":
+        raise PrefoptError(f"model.path = {config.path} is a diffusers pipeline, not a language model")
+    if place.is_dir() and not own_adapter:
+        _refuse_other_models(place, head)
     tokenizer = load_tokenizer(config.path)
     model = _load(config, head, own_adapter, trainable)
     if own_adapter and (not trainable or config.adapter is None):
@@ -59,6 +63,8 @@ def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model folder; it must have an end-of-text token."""
     from transformers import AutoTokenizer
 
+    if not Path(path).expanduser().exists() and _must_be_local(path):
+        raise PrefoptError(f"model.path = {path}: there is no such folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as e:  # transformers raises many types for a folder without tokenizer
@@ -84,19 +90,21 @@ def model_kind(path: str) -> Literal["text", "diffusion"]:
                 "give a folder that transformers, peft or diffusers saved"
             )
         return "text"
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if _must_be_local(path):
         raise PrefoptError(f"model.path = {path}: there is no such folder")
     from huggingface_hub import try_to_load_from_cache
 
     return "diffusion" if isinstance(try_to_load_from_cache(path, "model_index.json"), str) else "text"
 
 
+def _must_be_local(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
 def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) -> Any:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    if not own_adapter and Path(config.path).is_dir():
-        _refuse_other_models(Path(config.path), head)
     options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "revision": config.revision or "main"}
     if config.attention:
         options["attn_implementation"] = config.attention
@@ -105,7 +113,9 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
     auto = transformers.AutoModelForCausalLM if head == "lm" else transformers.AutoModelForSequenceClassification
     try:
         if not own_adapter:
-            return auto.from_pretrained(config.path, **options)
+            model, found = auto.from_pretrained(config.path, output_loading_info=True, **options)
+            _refuse_new_weights(found, head, config.path)
+            return model
         from peft import AutoPeftModelForCausalLM
 
         if head != "lm":
@@ -115,6 +125,16 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
         raise
     except Exception as e:  # damaged files, unknown architectures, no network: transformers raises a dozen types
         raise PrefoptError(f"model.path = {config.path}: transformers cannot load it: {_first_line(e)}") from None
+
+
+def _refuse_new_weights(found: dict[str, Any], head: str, path: str) -> None:
+    """transformers makes up what the files lack; only a reward model's head may be new."""
+    absent = sorted(k for k in found["missing_keys"] if not (head == "reward" and k.split(".")[0] in ("score", "classifier")))
+    if absent:
+        raise PrefoptError(
+            f"model.path = {path}: {len(absent)} weights are missing from its files ({', '.join(absent[:3])}"
+            f"{', ...' if len(absent) > 3 else ''}); save the whole model again"
+        )
 
 
 def _refuse_other_models(place: Path, head: str) -> None:

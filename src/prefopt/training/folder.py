@@ -109,7 +109,8 @@ class RunFolder:
             if _HALF.match(half.name):
                 half.unlink()
         write_atomically(self.path / "config.yaml", dump(config))
-        self.update(status="running", started=_now(), versions=versions(), **record)
+        started = self.record.get("started", _now())
+        self.update(status="running", started=started, versions=versions(), **record)
 
     def update(self, **fields: Any) -> None:
         merged = self.record | fields

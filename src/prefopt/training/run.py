@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,11 @@ from .trainer import Trainer
 log = logging.getLogger("prefopt")
 
 ADAPTER_LEARNING_RATE = 5e-6
+EVALUATION_KEYS = {
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval",
+    "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
+}  # fmt: skip
 TEXT_ONLY_DATA = ("max_length", "max_prompt_length", "truncation", "strings", "chat_template", "system", "thinking")
 
 
@@ -67,18 +73,20 @@ def train(
     if dry_run:
         task, args, per_step = _prepared(config, method, kind, args)
         return Outcome(folder.path, "dry run", estimate(task, args, per_step, _copies_reference(task)), task.record)
-    state = decided_by_main(args, lambda: folder.claim(config))
+    whole = effective(config, method)
+    state = decided_by_main(args, lambda: folder.claim(whole))
     try:
         if state == "finished":
             return Outcome(folder.path, "was finished", record=folder.record)
         extra = [*callbacks, *([] if stop_after is None else [_StopAfter(stop_after)])]
-        return _train(config, method, kind, args, folder, state, extra)
+        return _train(config, whole, method, kind, args, folder, state, extra)
     finally:
         folder.release()
 
 
 def _train(
     config: RunConfig,
+    whole: RunConfig,
     method: Method,
     kind: str,
     args: TrainingArguments,
@@ -91,19 +99,19 @@ def _train(
     record = {"method": method.record(), "modality": kind, **task.record}
     main = args.process_index == 0
 
-    def begin() -> None:
+    def look() -> None:
         kept = 0 if args.save_strategy == "no" else (args.save_total_limit or 3) + 1
         folder.check_space(cost.checkpoint * kept + cost.parameters * 4)
         if state == "unfinished":
             _refuse_other_data(folder.record, task.record)
-        folder.start(config, record)
 
-    with _words_for_a_full_disk(folder.path):
+    with _words_for_a_full_disk(f"output {folder.path}"):
         trainer = Trainer(task, method, args, per_step)
         if trainer.sharded and kind == "diffusion":
             raise PrefoptError("image models cannot be sharded (FSDP, ZeRO-3) here: launch with configs/multi_gpu.yaml")
-        decided_by_main(args, begin)
+        decided_by_main(args, look)
         task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
+        decided_by_main(args, lambda: folder.start(whole, record))  # whatever can be refused has been
         for callback in callbacks:
             trainer.add_callback(callback)
         resume = checkpoints.latest(folder.path, remove_halves=main) if state == "unfinished" else None
@@ -132,6 +140,10 @@ def make_method(config: RunConfig) -> Method:
 def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
     """Every key changes something for this method and this kind of model, or it is refused."""
     needs = method.needs()
+    held_out = config.data.eval_path or config.data.eval_fraction
+    for key in sorted(EVALUATION_KEYS & set(config.train)):
+        if not held_out and config.train[key] not in ("no", False, None):
+            raise PrefoptError(f"train.{key} has no effect without held-out data: set data.eval_path or data.eval_fraction")
     if config.given("reference") and "scores:reference" not in needs:
         key = sorted(config.given("reference"))[0]
         raise PrefoptError(f"reference.{key} has no effect: {method.name} uses no reference model")
@@ -148,24 +160,62 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
         raise PrefoptError(f"data.pairing has no effect: {method.name} does not compare pairs")
 
 
-def arguments(config: RunConfig) -> TrainingArguments:
-    """transformers' arguments with prefopt's defaults; PrefoptError where they contradict each other."""
-    given = {k: v for k, v in config.train.items() if k != "token_budget"}
+def effective(config: RunConfig, method: Method) -> RunConfig:
+    """The configuration with every value that it leaves to a default written out; trained again, it is the same run."""
+    named = method.record() | {"name": config.method["name"]}  # a file's name stays its path
+    return config.model_copy(update={"method": named, "train": train_defaults(config) | config.train})
+
+
+def train_defaults(config: RunConfig) -> dict[str, Any]:
+    """What `train` is where the user says nothing."""
     defaults = dict(TRAIN_DEFAULTS)
     if config.model.adapter is not None:
         defaults["learning_rate"] = ADAPTER_LEARNING_RATE
-    if ("eval_steps" in given or config.data.eval_path or config.data.eval_fraction) and "eval_strategy" not in given:
-        defaults["eval_strategy"] = "steps" if "eval_steps" in given else "epoch"
+    if config.data.eval_path or config.data.eval_fraction:
+        defaults["eval_strategy"] = "steps" if "eval_steps" in config.train else "epoch"
+    else:
+        del defaults["per_device_eval_batch_size"]
+    return defaults
+
+
+def arguments(config: RunConfig) -> TrainingArguments:
+    """transformers' arguments with prefopt's defaults; PrefoptError where they contradict each other."""
+    given = {k: v for k, v in config.train.items() if k != "token_budget"}
+    defaults = train_defaults(config)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "ddp_backend": "gloo"}  # else every process would take itself for the only one
     fixed = {"output_dir": config.output, "remove_unused_columns": False, "logging_nan_inf_filter": False}
+    _check_launchers(given)
     try:
         args = TrainingArguments(**(defaults | given | fixed))
     except (ValueError, TypeError, ImportError, OSError) as e:
-        raise PrefoptError(f"train: {str(e).splitlines()[0]}") from None
-    if args.eval_strategy != "no" and not (config.data.eval_path or config.data.eval_fraction):
-        raise PrefoptError("train.eval_strategy is set but there is no held-out data: set data.eval_path or data.eval_fraction")
+        why = str(e).splitlines()[0]
+        keys = [k for k, v in given.items() if isinstance(v, str) and v in why]
+        raise PrefoptError(f"{', '.join(f'train.{k}' for k in keys) or 'train'}: {why}") from None
+    _check_loggers(args)
     return args
+
+
+def _check_launchers(given: dict[str, Any]) -> None:
+    """Before transformers looks: it leaves half a DeepSpeed configuration behind in the process."""
+    for key in ("deepspeed", "fsdp_config"):
+        path = given.get(key)
+        if isinstance(path, str) and not Path(path).is_file():
+            raise PrefoptError(f"train.{key} = {path}: there is no such file")
+    if given.get("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise PrefoptError("train.deepspeed: the package is not installed (pip install deepspeed)")
+
+
+def _check_loggers(args: TrainingArguments) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    here = get_available_reporting_integrations()
+    for name in args.report_to or []:
+        if name not in here:
+            raise PrefoptError(
+                f"train.report_to = {name}: there is no such logger, or its package is not installed; "
+                f"installed are {', '.join(here) or 'none'}, and metrics.jsonl is always written"
+            )
 
 
 def _prepared(
@@ -173,7 +223,8 @@ def _prepared(
 ) -> tuple[Task, TrainingArguments, int]:
     """The task, and the arguments with the micro-batches that the token budget asks for."""
     transformers.set_seed(args.seed)
-    with args.main_process_first(desc="preparing data"):
+    cache = "the cache (its folder is $PREFOPT_CACHE, by default ~/.cache/prefopt)"
+    with args.main_process_first(desc="preparing data"), _words_for_a_full_disk(cache):
         task = _task(config, method, kind)
     unmet = method.missing(task.scorer.offers())
     if unmet:
@@ -224,13 +275,13 @@ class _StopAfter(transformers.TrainerCallback):
 
 
 @contextlib.contextmanager
-def _words_for_a_full_disk(folder: Path) -> Iterator[None]:
+def _words_for_a_full_disk(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        raise PrefoptError(f"output {folder}: the disk is full. Make room and start again: the run goes on where it was") from e
+        raise PrefoptError(f"{place}: no space left on the disk. Make room and start again: the run goes on where it was") from e
     except torch.OutOfMemoryError as e:
         raise PrefoptError(
             "the device is out of memory. Lower train.per_device_train_batch_size and raise "

@@ -95,7 +95,10 @@ def _reference(
 
 def _other_model(config: RunConfig, loaded: TextModel) -> nn.Module:
     """The reference model of `reference.path`; it must read the same token ids."""
-    other = load_text_model(ModelConfig(path=str(config.reference.path), dtype=config.model.dtype), trainable=False)
+    try:
+        other = load_text_model(ModelConfig(path=str(config.reference.path), dtype=config.model.dtype), trainable=False)
+    except PrefoptError as e:
+        raise PrefoptError(str(e).replace("model.path", "reference.path", 1)) from None
     if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise PrefoptError(
             f"reference.path = {config.reference.path}: its tokenizer is not the policy's, so their log-probabilities "
