@@ -59,7 +59,7 @@ def test_a_verdict_with_its_files(toy, tmp_path):
     assert found["criterion"] == ["x: at least 0.05 on every seed"] and found["settings"] == {"rates": [1, 2]}
     assert found["measurements"][1] == {"x": 0.2, "second": [1, 2]}
     assert found["checks"][0]["seeds"] == [0.1, 0.2, 0.3] and found["checks"][0]["mean"] == pytest.approx(0.2)
-    assert found["versions"]["torch"] and found["seconds"] >= 0
+    assert found["versions"]["torch"] and found["seconds"] >= 0 and found["cpu_seconds"] >= 0
     assert Image.open(tmp_path / "toy.png").size == (450, 150)
     assert Image.open(tmp_path / "toy-picture.png").size == (4, 4)
     said = outcome.summary()

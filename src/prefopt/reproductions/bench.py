@@ -24,6 +24,7 @@ class Progress:
     steps: int
     done: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     shown: bool = True
 
     def tell(self, what: str) -> None:
@@ -50,13 +51,15 @@ class Bench:
             raise PrefoptError(f"{path} is damaged; remove it, and the step is done again") from None
         if kept is None:
             self.progress.tell(f"seed {self.seed}: {name}")
-            begun = time.monotonic()
+            begun, cpu = time.monotonic(), time.process_time()
             answer = compute()
-            kept = {"seconds": round(time.monotonic() - begun, 2), "answer": answer}
+            spent = {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
+            kept = {name: round(value, 2) for name, value in spent.items()} | {"answer": answer}
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(kept, allow_nan=False, indent=1) + "\n")
         self.progress.done += 1
         self.progress.seconds += kept["seconds"]
+        self.progress.cpu_seconds += kept["cpu_seconds"]
         return kept["answer"]
 
     def train(self, name: str, content: dict[str, Any]) -> Path:

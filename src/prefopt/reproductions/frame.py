@@ -88,7 +88,7 @@ def reproduce(
     _draw(reproduction, measured, path.with_suffix(".png"))
     for name in reproduction.keeps:
         shutil.copy(work / "seed-1" / name, place / f"{reproduction.slug}-{name}")
-    write_atomically(path, json.dumps(_record(outcome, measured, shown.seconds), indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(_record(outcome, measured, shown), indent=1, ensure_ascii=False) + "\n")
     write_table(place)
     return outcome
 
@@ -117,7 +117,7 @@ def _draw(reproduction: Reproduction, measured: Sequence[Measurements], path: Pa
     os.replace(temporary, path)
 
 
-def _record(outcome: Outcome, measured: Sequence[Measurements], seconds: float) -> dict[str, Any]:
+def _record(outcome: Outcome, measured: Sequence[Measurements], spent: Progress) -> dict[str, Any]:
     found = statement(outcome.reproduction)
     return {
         **{key: found[key] for key in ("slug", "paper", "claim")},
@@ -127,7 +127,8 @@ def _record(outcome: Outcome, measured: Sequence[Measurements], seconds: float) 
         "seeds": list(range(1, outcome.seeds + 1)),
         "planned_seeds": outcome.reproduction.seeds,
         "measurements": list(measured),
-        "seconds": round(seconds),
+        "seconds": round(spent.seconds),
+        "cpu_seconds": round(spent.cpu_seconds),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions() | {"cores": str(os.cpu_count())},
     }

@@ -65,7 +65,7 @@ def _arxiv(paper: str) -> str:
 
 
 def _cost(r: dict[str, Any]) -> str:
-    return f"{len(r['seeds'])} seeds, {r['seconds'] / 60:.0f} min on {r['versions']['cores']} cores, {r['date']}"
+    return f"{len(r['seeds'])} seeds, {r['cpu_seconds'] / 60:.0f} min of CPU time, {r['date']}"
 
 
 def _number(value: float | None) -> str:

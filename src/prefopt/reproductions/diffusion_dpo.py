@@ -1,0 +1,133 @@
+"""Diffusion-DPO (2311.12908): its pictures are preferred over those of the start, and of fine-tuning on the winners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .bench import Bench
+from .claim import Demand, Measurements, Reproduction
+from .measure_images import (
+    accuracy_on_pairs,
+    captions_of,
+    pictures,
+    relabelled,
+    rewards,
+    side_by_side,
+    win_rate,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DPO = {"name": "diffusion-dpo", "beta": 500}
+RUNS: dict[str, tuple[dict[str, Any], float]] = {  # method and learning rate
+    "sft-weak": ({"name": "sft"}, 1e-5),
+    "sft-strong": ({"name": "sft"}, 1e-4),
+    "dpo": (DPO, 1e-4),
+    "shuffled": (DPO, 1e-4),
+}
+TRAIN = {
+    "max_steps": 120,
+    "per_device_train_batch_size": 32,
+    "lr_scheduler_type": "linear",
+    "logging_steps": 20,
+    "save_steps": 60,
+}
+EACH = 32  # pictures of each of the 16 held-out captions
+DRAWS = 10  # noise levels that the implicit reward of a pair is averaged over
+SHOWN = 8  # captions in the picture, the first ones
+NAMES = {
+    "base": "start",
+    "sft-weak": "SFT, rate 1e-5",
+    "sft-strong": "SFT, rate 1e-4",
+    "dpo": "Diffusion-DPO",
+    "shuffled": "labels shuffled",
+}
+COLOURS = {"base": "#8a8a8a", "sft-weak": "#dd9a86", "sft-strong": "#c8553d", "dpo": "#1f6f8b", "shuffled": "#b9a44c"}
+
+
+def run(bench: Bench) -> Measurements:
+    """Build the seed's world, tune its model in three ways, and look at equal captions and noise."""
+    from ..rollout.images import ImageSampling
+    from ..worlds import shapes
+
+    world = bench.once("world", lambda: _world(bench.seed))
+    captions = captions_of(Path(world["prompts"]))
+    sampling = ImageSampling(steps=20, guidance=1.0, batch_size=64)  # as the world's own pairs were sampled
+
+    def look(name: str, model: Path) -> list[float]:
+        said, images = pictures(model, captions, EACH, sampling, first_noise=10_000 * bench.seed)
+        for n in range(SHOWN):
+            path = bench.folder / "shown" / f"{name}-{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images[n * EACH].save(path)
+        return rewards(said, images, shapes.reward)
+
+    def tune(name: str) -> dict[str, Any]:
+        data = world["train"]
+        if name == "shuffled":
+            data = str(relabelled(Path(data), bench.folder / "shuffled.jsonl", bench.seed))
+        method, rate = RUNS[name]
+        train = {**TRAIN, "learning_rate": rate, "seed": bench.seed}
+        content = {"method": method, "model": world["model"], "data": {"path": data}, "train": train}
+        folder = bench.train(name, content)
+        accuracy = accuracy_on_pairs(folder, Path(world["model"]), Path(world["heldout"]), draws=DRAWS, seed=bench.seed)
+        return {"rewards": look(name, folder), "implicit_accuracy": accuracy}
+
+    base = bench.once("base", lambda: look("base", Path(world["model"])))
+    found: dict[str, Any] = {"base": {"reward": float(np.mean(base))}}
+    for name in RUNS:
+        tuned = bench.once(name, lambda name=name: tune(name))
+        found[name] = {
+            "reward": float(np.mean(tuned["rewards"])),
+            "win_rate": win_rate(tuned["rewards"], base),
+            "implicit_accuracy": tuned["implicit_accuracy"],
+        }
+    _show(bench.folder, captions[:SHOWN])
+    return found
+
+
+def _world(seed: int) -> dict[str, str]:
+    from ..worlds import shapes
+
+    world = shapes.build(seed=seed)
+    return {name: str(getattr(world, name)) for name in ("model", "train", "heldout", "prompts")}
+
+
+def _show(folder: Path, captions: Sequence[str]) -> None:
+    """The first noise of the first held-out captions, whatever came of it."""
+    from PIL import Image
+
+    rows = [
+        (shown, [Image.open(folder / "shown" / f"{name}-{n}.png") for n in range(SHOWN)])
+        for name, shown in NAMES.items()
+    ]
+    side_by_side(rows, captions, folder / "pictures.png")
+
+
+def plot(seeds: Sequence[Measurements]) -> Figure:
+    """True reward, win rate over the start, and implicit accuracy: bars are means, dots are seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    panels = (
+        ("reward", "true reward", ("base", *RUNS), None),
+        ("win_rate", "win rate over the start", tuple(RUNS), 0.5),
+        ("implicit_accuracy", "held-out implicit accuracy", tuple(RUNS), 0.5),
+    )
+    for axes, (key, title, names, level) in zip(figure.subplots(1, 3), panels, strict=True):
+        for x, name in enumerate(names):
+            values = [seed[name][key] for seed in seeds]
+            axes.bar(x, np.mean(values), width=0.62, color=COLOURS[name], alpha=0.75)
+            axes.plot([x] * len(values), values, "o", color="#222222", markersize=3)
+        if level is not None:
+            axes.axhline(level, color="#444444", linewidth=0.9, dashes=(3, 3))
+        axes.set_xticks(range(len(names)), [NAMES[name] for name in names], fontsize=7, rotation=30, ha="right")
+        axes.set_ylim(0, 1)
+        axes.set_title(title, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
