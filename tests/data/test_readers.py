@@ -93,7 +93,7 @@ def test_broken_rows_are_named(tmp_path: Path) -> None:
     ("a.json", b"3", "holds int, expected a list of objects"),
     ("a.parquet", b"junk", "is no Parquet file"),
     ("a.jsonl.gz", b"junk", "cannot be read"),
-    ("a.jsonl.gz", gzip.compress(b'{"prompt": "q"}\n' * 999)[:-20], "is it complete"),
+    ("a.jsonl.gz", gzip.compress(b'{"prompt": "q"}\n' * 999, mtime=0)[:-20], "is it complete"),
     ("a.jsonl", b"", "holds no rows"),
     ("a.txt", b"hello", "unknown data format"),
 ])  # fmt: skip
