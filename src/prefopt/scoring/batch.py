@@ -92,13 +92,11 @@ class Collator:
 
     def on_trees(self, examples: Sequence[Any]) -> TextBatch:
         """One tree per example: its responses and, if wanted, its gold answer as the last branch."""
-        gold = "gold" in self.extras
+        wanted, gold = self.extras | {"responses"}, "gold" in self.extras
         if gold and (bare := [e for e in examples if e.gold_ids is None]):
             raise PrefoptError(f"{origin(bare[0])}: has no gold answer; this method needs a column 'gold' in every row")
         tree = plant([(e.prompt_ids, [*e.response_ids, *([e.gold_ids] if gold else [])]) for e in examples])
-        lines: dict[str, list[_Line]] = {"responses": []} | {
-            name: [] for name in ("prompt", "gold") if name in self.extras
-        }
+        lines: dict[str, list[_Line]] = {name: [] for name in ("responses", "prompt", "gold") if name in wanted}
         path = 0
         for e, segment in zip(examples, tree.segments, strict=True):
             k = len(e.response_ids)
@@ -177,7 +175,8 @@ def _rows(lines: Sequence[_Line]) -> Rows:
     path = torch.tensor([x.path for x in lines], dtype=torch.long)
     index = torch.from_numpy(mask.reshape(-1).nonzero()[0])
     lengths = tuple(len(x.ids) for x in lines)
-    return Rows(*map(torch.from_numpy, (at, target, mask)), index, last, path, lengths)
+    places = torch.from_numpy(at), torch.from_numpy(target), torch.from_numpy(mask)
+    return Rows(*places, index, last, path, lengths)
 
 
 def content_key(prompt: Sequence[int], response: Sequence[int], mask: Sequence[int] | None) -> str:

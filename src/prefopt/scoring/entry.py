@@ -55,7 +55,7 @@ def install(model: nn.Module) -> nn.Module:
     return model
 
 
-def core(model: nn.Module) -> nn.Module:
+def core(model: Any) -> Any:
     """The transformers model inside its wrappers."""
     while hasattr(model, "module"):
         model = model.module
@@ -83,6 +83,7 @@ def _forward(
 ) -> Any:
     if tree is None:
         return type(self).forward(self, *args, **kwargs)
+    rows = rows or {}
     asked = {name: tuple(want[name] if isinstance(want, Mapping) else want) for name in rows}
     hidden, place = (_packed if self.tree_packed else _padded)(self, tree)
     out: dict[str, dict[str, Tensor]] = {name: {} for name in rows}
@@ -187,7 +188,7 @@ def _head_forward(self: nn.Module, hidden: Tensor, score: Callable[..., Any] | N
     return type(self).forward(self, hidden) if score is None else score(hidden, self.weight, self.bias)
 
 
-def _linears(head: nn.Module | None) -> list[nn.Module]:
+def _linears(head: nn.Module | None) -> list[Any]:
     """The layers that hold a head's weight; more than one where an adapter library keeps a trained copy."""
     found = [m for m in head.modules() if isinstance(m, nn.Linear)] if head is not None else []
     if head is not None and not found:

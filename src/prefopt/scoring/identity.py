@@ -43,7 +43,8 @@ def idle_adapter(model: nn.Module) -> bool:
 def _digest(tensor: Tensor) -> str:
     t = tensor.detach().contiguous()
     digest = hashlib.sha256(f"{t.dtype} {tuple(t.shape)}".encode())
-    digest.update(t.cpu().view(-1).view(torch.uint8).numpy() if t.numel() else b"")  # hashlib lets other threads run
+    if t.numel():
+        digest.update(t.cpu().view(-1).view(torch.uint8).numpy().data)  # hashlib lets other threads run meanwhile
     return digest.hexdigest()
 
 

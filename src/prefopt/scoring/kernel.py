@@ -177,9 +177,10 @@ class _Tile:
         reference = None
         if "token_kl" in spec.want:
             assert spec.reference is not None, "token_kl is computed against a reference"
-            r = spec.reference
-            hidden = r.hidden[rows].to(r.head.weight.dtype)
-            reference = _logits(hidden, r.head.weight, r.head.bias, r.head.scale, r.head.cap)
+            other = spec.reference.head
+            assert other is not None, "the entry fills in the policy's own head"
+            hidden = spec.reference.hidden[rows].to(other.weight.dtype)
+            reference = _logits(hidden, other.weight, other.bias, other.scale, other.cap)
             reference = torch.log_softmax(reference, -1, out=reference)
         return _Tile(torch.log_softmax(logits, -1, out=logits), targets, spec, norm, reference)
 

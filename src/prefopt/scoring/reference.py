@@ -184,7 +184,7 @@ class AdapterOffReference(_Running):
 
     def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
         # PEFT's own disable_adapter() also switches requires_grad of the adapter; its flag alone is what forwards read
-        layers = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+        layers: list[Any] = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
         before = [m._disable_adapters for m in layers]
         try:
             for m in layers:
