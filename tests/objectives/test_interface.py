@@ -60,8 +60,9 @@ def test_scores_where_segments_and_arithmetic():
     assert parts.values.tolist() == [[8.0, 3.0, 0.0]]
     assert parts.count.tolist() == [[3.0, 2.0, 0.0]]
     assert (-(2 * s) + s).sum().tolist() == [-15.0]
-    with pytest.raises(PrefoptError, match=r"\[1, 4\] and \[1, 3\] do not stand at the same"):
-        s - parts
+    for combine in (lambda: s - parts, lambda: s + parts):
+        with pytest.raises(PrefoptError, match=r"\[1, 4\] and \[1, 3\] do not stand at the same"):
+            combine()
 
 
 def test_half_precision_is_lifted_before_it_counts():
@@ -132,18 +133,44 @@ def test_views_index_what_belongs_to_rows_and_leave_what_belongs_to_pairs():
     assert r.chosen().rows.tolist() == [3, 1, 3]
 
 
+def test_everything_is_a_constant_unless_asked_with_gradient():
+    x = torch.rand(4, 3, dtype=F64, requires_grad=True)
+    r = Responses.of(x, x, pairs="halves", features=x, old_logps=x, extras={"gold": Responses.of(x, x)})
+    for of in (r, r.pairs()[0], r.extra("gold")):
+        assert of.policy.values.requires_grad
+        assert not of.reference.values.requires_grad
+        assert not of.score("policy").values.requires_grad
+    assert r.score("old", grad=True).values.requires_grad
+    assert not r.note("features", "R T").requires_grad
+    assert r.note("features", "R T", grad=True).requires_grad
+    assert torch.equal(torch.autograd.grad(r.log_ratio.sum().sum(), x)[0], torch.ones(4, 3))
+
+
+def test_what_is_handed_in_is_what_is_read():
+    r = batch()
+    level = {"mean": torch.tensor(3.0, dtype=F64)}
+    gap = 0.5 * (r.policy.sum()[:2] - r.policy.sum()[2:])
+    torch.testing.assert_close(TOYS["shifted"](r.replace(states=level)).scalar, bradley_terry(gap - 3.0).mean())
+    label = torch.tensor([True, False, True, True])
+    x = batch(label=label, extras={"mismatched": batch(pairs=None)})
+    at = [get_method("kto")(x.replace(statistics={"kl": torch.tensor(z, dtype=F64)})) for z in (0.0, 7.0, -7.0)]
+    assert [loss.metrics["kl"].item() for loss in at] == [0.0, 7.0, 0.0]  # clamped after the mean of the step
+    assert at[0].scalar.item() == at[2].scalar.item() != at[1].scalar.item()
+
+
 def test_ragged_lists():
     r = batch(rows=6, group=torch.tensor([0, 0, 0, 1, 1, 2]))
     v = torch.tensor([1.0, 3.0, 3.0, 0.5, 0.7, 9.0])
     assert r.rank(v).tolist() == [3, 1, 2, 2, 1, 1]
     assert r.beats(v).nonzero().tolist() == [[1, 0], [2, 0], [4, 3]]
-    term = over_groups(torch.ones(6, 6) * r.same_group(), r)
+    term = over_groups(torch.where(r.same_group(), 1.0, torch.nan), r)  # junk between lists is not read
     assert term.values.tolist() == [9.0, 0.0, 0.0, 4.0, 0.0, 1.0]
     assert term.count.item() == 3
     gap = lambda_weight(v, r.rank(v))
     want = abs(2**1.0 - 2**3.0) * abs(1 / torch.log(torch.tensor(4.0)) - 1 / torch.log(torch.tensor(2.0)))
     assert gap[0, 1].item() == pytest.approx(want.item())
     assert torch.equal(gap, gap.T)
+    assert not lambda_weight(v.clone().requires_grad_(), r.rank(v)).requires_grad
 
 
 def test_sides_of_labelled_rows_and_of_pairs():
@@ -198,6 +225,8 @@ def test_terms_join_scale_and_report():
     loss = prefer(torch.ones(2), torch.zeros(2), margin=0.25, nll=0.5 * a)
     torch.testing.assert_close(loss.scalar, torch.nn.functional.softplus(torch.tensor(-0.75)).double() + 0.5 * a.mean())
     assert loss.others("pairs").keys() == {"nll"}
+    both = Loss(a=over_pairs(torch.tensor([1.0, 2.0])), b=over_pairs(torch.tensor([10.0, 20.0])), c=a)
+    assert both.per("pairs").tolist() == [11.0, 22.0]
     with pytest.raises(PrefoptError, match=r"needs a loss over groups; the terms .* preference .over pairs., nll"):
         loss.per("groups")
 
@@ -215,6 +244,14 @@ def test_recomparing_keeps_weights_scales_and_shifts():
     h = 0.1 * r.log_ratio.sum()
     d = h[:2] - h[2:]
     torch.testing.assert_close(soft(r).scalar, (w * (p * bradley_terry(d) + (1 - p) * bradley_terry(-d))).mean())
+
+
+def test_weights_of_a_pointwise_method_are_per_response():
+    w = torch.tensor([1.0, 2.0, 0.0, 3.0], dtype=F64)
+    label = torch.tensor([True, False, True, True])
+    r = batch(label=label, weight=w, extras={"mismatched": batch(pairs=None)})
+    weighted, bare = annotated(get_method("kto"), ["weight"])(r), get_method("kto")(r)
+    torch.testing.assert_close(weighted.scalar, (w * bare.terms["value"].values).sum() / 4)
 
 
 # ---- methods
@@ -240,6 +277,9 @@ def test_unknown_names_are_answered_with_the_nearest():
         ("simpo", {"sft_weight": -1}, r"must be in \[0, inf\)"),
         ("diffusion-dpo", {"half_factor": 0}, r"must be in \(0, inf\)"),
         ("dpo", {"beta": "0.1"}, "must be a number"),
+        ("dpo", {"beta": True}, "must be a number"),
+        ("dpo", {"beta": float("inf")}, r"must be in \(0, inf\)"),
+        ("slic", {"reg": float("nan")}, r"must be in \[0, inf\)"),
         ("dpo", {"loss_type": "sigmod"}, "must be one of sigmoid, robust, hinge"),
         ("bt-reward", {"use_margin": 1}, "must be true or false"),
         ("dpo", {"label_smoothing": 0.1, "loss_type": "hinge"}, "dpo.label_smoothing = 0.1 has no effect"),
@@ -292,6 +332,18 @@ def test_rules_between_keys_bite_when_the_method_is_made():
         ruled(low=0.9)
 
 
+def test_a_key_may_act_through_the_value_or_the_gradient_alone():
+    @toy
+    def graded(r: Responses, *, slope: Positive = 1.0, level: Positive = 1.0, unused: Positive = 1.0) -> Loss:
+        still = r.score("policy").sum()  # the constant is asked first
+        return Loss(x=over_responses(slope * (r.policy.sum() - still) + level))
+
+    graded(slope=2.0)
+    graded(level=2.0)
+    with pytest.raises(PrefoptError, match=r"graded.unused = 2.0 has no effect"):
+        graded(unused=2.0)
+
+
 def test_two_methods_of_one_name_are_refused():
     with pytest.raises(PrefoptError, match="two methods are called 'dpo'"):
 
@@ -308,10 +360,11 @@ def test_a_question_asked_twice_keeps_what_it_was_asked_with():
     def twice(r: Responses, *, beta: Positive = 1.0) -> Loss:
         for _ in range(2):
             gold = r.extra("gold").policy
+        moving = r.policy.sum()
         steady = r.score("policy").sum()  # the policy again, this time as a constant
         trust = r.note("trust", "R", default=lambda: torch.ones_like(steady))
         trust = trust + r.note("trust", "R")  # optional once, required once: required
-        return Loss(a=over_tokens(-gold), b=over_responses(beta * trust * (r.policy.sum() - steady)))
+        return Loss(a=over_tokens(-gold), b=over_responses(beta * trust * (moving - steady)))
 
     needs = twice().needs()
     assert needs["extras:gold"] == {"grad": True, "asked": {"scores:policy": {"grad": True}}}

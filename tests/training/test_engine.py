@@ -169,6 +169,24 @@ def test_counting_runs_under_no_grad_and_hands_back_what_was_known():
     assert seen.seen["m"].tolist() == [5.0, 2.0]
 
 
+def test_the_count_keeps_no_graph_and_hears_every_term():
+    graphs = []
+
+    @make
+    def either(r: Responses, *, beta: Positive = 1.0) -> Loss:
+        graphs.append(torch.is_grad_enabled())
+        terms = {"extra": over_responses(r.policy.sum())} if "flag" in r.notes else {}
+        return Loss(x=over_tokens(beta * r.policy), **terms)
+
+    needs = either.needs()
+    graphs.clear()
+    flagged = batch([2, 1])
+    flagged.notes["flag"] = torch.ones(())
+    p = plan(either, needs, [(flagged, {}), (batch([3, 3]), {})], {}, {})
+    assert {k: v.item() for k, v in p.totals.items()} == {"x": 9, "extra": 2}
+    assert graphs == [False, False]
+
+
 def test_parts_add_up_to_the_loss_of_the_whole():
     m = get_method("cpo", cpo_alpha=0.7)
     g = torch.Generator().manual_seed(2)
@@ -256,12 +274,12 @@ def test_metrics_of_labelled_rows_weigh_each_side_by_its_number():
 
 
 def test_metrics_of_rewards_per_response_follow_the_pairs():
-    r = Responses.of(torch.zeros(3, 2), pairs=torch.tensor([[2, 0], [2, 1]]))
+    r = Responses.of(torch.zeros(3, 2), pairs=torch.tensor([[2, 0], [2, 1], [1, 1]]))  # won, lost, a tie
     loss = Loss(
         rewards=torch.tensor([1.0, 5.0, 3.0], requires_grad=True),
         metrics={"own": torch.tensor([2.0])},
         health={"dead": torch.tensor(1.0)},
-        x=over_pairs(torch.ones(2)),
+        x=over_pairs(torch.ones(3)),
     )
     meter = Meter()
     found = measures(r, loss)
@@ -273,8 +291,8 @@ def test_metrics_of_rewards_per_response_follow_the_pairs():
         "logps/rejected": 0.0,
         "lengths/chosen": 2.0,
         "lengths/rejected": 2.0,
-        "rewards/chosen": 3.0,
-        "rewards/rejected": 3.0,
+        "rewards/chosen": pytest.approx(11 / 3),
+        "rewards/rejected": pytest.approx(11 / 3),
         "rewards/margins": 0.0,
-        "rewards/accuracies": 0.5,
+        "rewards/accuracies": pytest.approx(1 / 3),
     }

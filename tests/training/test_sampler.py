@@ -137,6 +137,13 @@ def test_a_budget_below_one_example_still_trains_one_at_a_time():
     assert micro_batches(costs(20), 8, 1, 3, seed=0, epochs=1) == 3
 
 
+def test_one_example_beyond_the_budget_only_has_to_be_alone():
+    c = np.array([10] * 15 + [1000])
+    micro = micro_batches(c, 16, 200, 1, seed=0, epochs=1)
+    assert micro == 2  # the long one, and all others together
+    assert sorted(len(p) for p in deal(np.arange(16), c, micro)) == [1, 15]
+
+
 class Data:
     def __init__(self, n: int):
         self.tokens = costs(n)

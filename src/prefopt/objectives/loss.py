@@ -78,7 +78,8 @@ def over_groups(matrix: Tensor, r: Responses) -> Term:
     """[R, R] values of (i, j), summed within each list: one number a list, placed at the list's first row."""
     same = r.same_group()
     first = same.int().argmax(1) == torch.arange(len(same), device=same.device)
-    values = torch.where(first, same.to(matrix.dtype) @ matrix.sum(1), 0.0)
+    inside = torch.where(same, matrix, 0.0).sum(1)  # whatever stands between two lists is no pair
+    values = torch.where(first, same.to(matrix.dtype) @ inside, 0.0)
     return Term(values, first.sum().to(matrix.dtype), "groups")
 
 

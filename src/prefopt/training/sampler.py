@@ -76,7 +76,7 @@ def deal(step: np.ndarray, costs: np.ndarray, parts: int) -> list[np.ndarray]:
     middle = (ends - costs[order] / 2) / ends[-1]
     cuts = np.searchsorted(middle, np.arange(1, parts) / parts)
     for i in range(parts - 1):  # at least one example a slice
-        cuts[i] = min(max(cuts[i], i + 1, cuts[i - 1] + 1 if i else 0), len(order) - (parts - 1 - i))
+        cuts[i] = min(max(cuts[i], i + 1), len(order) - (parts - 1 - i))
     return np.split(order, cuts)
 
 
