@@ -75,9 +75,9 @@ def deal(step: np.ndarray, costs: np.ndarray, parts: int) -> list[np.ndarray]:
     ends = np.cumsum(costs[order])
     middle = (ends - costs[order] / 2) / ends[-1]
     cuts = np.searchsorted(middle, np.arange(1, parts) / parts)
-    for i in range(parts - 1):  # at least one example a slice
-        cuts[i] = min(max(cuts[i], i + 1), len(order) - (parts - 1 - i))
-    return np.split(order, cuts)
+    # at least one example a slice: few long ones may fill several; from below, sorted costs cannot (i + 1 of n weigh at
+    # most (i + 1)/n of the total)
+    return np.split(order, np.minimum(cuts, len(order) - parts + np.arange(1, parts)))
 
 
 def micro_batches(costs: np.ndarray, per_step: int, budget: int, world: int, seed: int, epochs: int) -> int:
