@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.material import SIZES, conversations, make_model, write_rows
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
+
+from benchmarks.material import SIZES, conversations, make_model, write_rows
 
 ROOT = Path(__file__).parents[1]
 CONTESTANTS: dict[str, dict[str, Any]] = {
@@ -60,7 +61,9 @@ def compare(place: Path, name: str, rows: list[dict[str, str]], asked: Any, out:
     found = {}
     for title, how in CONTESTANTS.items():
         with out.status(f"{name}: {title}"):
-            answer = run(place / f"{name}-{len(found)}", {**how, "model": str(model), "data": str(data), **settings(asked)})
+            answer = run(
+                place / f"{name}-{len(found)}", {**how, "model": str(model), "data": str(data), **settings(asked)}
+            )
         seconds = statistics.median(answer["seconds"])
         found[title] = {**answer, "seconds": seconds, "tokens": per_step / seconds}
     return found

@@ -93,7 +93,11 @@ def write_rows(path: Path, rows: list[dict[str, str]], tokenizer: Any, number: i
     kept, tokens = [], 0
     for row in rows:
         prompt, chosen, rejected = (len(tokenizer(row[k])["input_ids"]) for k in ("prompt", "chosen", "rejected"))
-        if prompt + max(chosen, rejected) + 1 <= MAX_LENGTH and row["chosen"] != row["rejected"] and row["chosen"].strip():
+        if (
+            prompt + max(chosen, rejected) + 1 <= MAX_LENGTH
+            and row["chosen"] != row["rejected"]
+            and row["chosen"].strip()
+        ):
             kept.append(row)
             tokens += 2 * prompt + chosen + rejected + 2
         if len(kept) == number:

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import transformers
-from benchmarks.measure import Clock, peak, report, reset_peak
 
+from benchmarks.measure import Clock, peak, report, reset_peak
 
 
 def main(job: dict) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from benchmarks.measure import Clock, peak, report, reset_peak
 from torch.utils.data import SequentialSampler
+
+from benchmarks.measure import Clock, peak, report, reset_peak
 
 
 def main(job: dict) -> None:

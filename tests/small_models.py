@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-NOUNS = "film plot scene actor story ending camera music script hero".split()
-ADJECTIVES = "great dull bright slow clever weak lovely poor warm cold".split()
+NOUNS = ["film", "plot", "scene", "actor", "story", "ending", "camera", "music", "script", "hero"]
+ADJECTIVES = ["great", "dull", "bright", "slow", "clever", "weak", "lovely", "poor", "warm", "cold"]
 
 
 def sentence(g: random.Random) -> str:
@@ -26,7 +26,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     core.train_from_iterator((sentence(g) for _ in range(200)), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
@@ -48,7 +50,11 @@ def write_pairs(path: Path, n: int = 24, **columns: object) -> Path:
     """Pairs in TRL's layout; further columns as given."""
     g = random.Random(1)
     rows = [
-        {"prompt": f"Tell me about the {g.choice(NOUNS)}: ", "chosen": sentence(g), "rejected": sentence(g) + " " + sentence(g)}
+        {
+            "prompt": f"Tell me about the {g.choice(NOUNS)}: ",
+            "chosen": sentence(g),
+            "rejected": sentence(g) + " " + sentence(g),
+        }
         | columns
         for _ in range(n)
     ]

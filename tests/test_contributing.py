@@ -51,7 +51,9 @@ def test_it_runs_without_a_model(method_file: Path) -> None:
     assert done.stdout.startswith("tensor(")
 
 
-def test_its_keys_are_checked_like_any_others(method_file: Path, tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
+def test_its_keys_are_checked_like_any_others(
+    method_file: Path, tmp_path: Path, text_model: Path, pairs_file: Path
+) -> None:
     done = run(
         "-m", "prefopt", "train", method_file, "-m", text_model, "-d", pairs_file, "-o", tmp_path / "run", "method.limt=3",
         cwd=tmp_path,

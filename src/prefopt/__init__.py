@@ -9,7 +9,17 @@ from .errors import PrefoptError
 
 if TYPE_CHECKING:
     from .objectives.compose import annotated, swap
-    from .objectives.loss import Loss, Term, Update, compare, over_groups, over_pairs, over_responses, over_tokens, prefer
+    from .objectives.loss import (
+        Loss,
+        Term,
+        Update,
+        compare,
+        over_groups,
+        over_pairs,
+        over_responses,
+        over_tokens,
+        prefer,
+    )
     from .objectives.method import Method, get_method, method, require
     from .objectives.responses import Responses
     from .objectives.scores import Scores

@@ -43,12 +43,18 @@ def _options(
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(metavar="METHOD|RUN.yaml", help="a method, a recipe, a file.py, or a YAML run")],
+    what: Annotated[
+        str, typer.Argument(metavar="METHOD|RUN.yaml", help="a method, a recipe, a file.py, or a YAML run")
+    ],
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="model folder or hub name")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="file, folder or hub name")] = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="run folder; given again, the run goes on")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML that METHOD and options are laid over")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="run folder; given again, the run goes on")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML that METHOD and options are laid over")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would happen, and stop")] = False,
 ) -> None:
     """Align a model. Resumes if the output folder holds an unfinished run of the same configuration."""
@@ -138,7 +144,9 @@ def papers_(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(p) for p in found], indent=2))
         return
-    table = Table("paper", "arXiv", "what it brings", "modality", "here as", "claim in small", box=None, header_style="bold")
+    table = Table(
+        "paper", "arXiv", "what it brings", "modality", "here as", "claim in small", box=None, header_style="bold"
+    )
     for p in found:
         table.add_row(p.slug, p.arxiv, p.title, p.modality, p.status, p.verdict or "-")
     out.print(table)
@@ -204,7 +212,9 @@ def _data_needs(method: str | None) -> set[str]:
 def generate(
     model: Annotated[str, typer.Argument(help="model folder (also an adapter's, or a run's) or hub name")],
     prompts: Annotated[str, typer.Option("--prompts", "-p", help="rows with a `prompt`, in any data layout")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")
+    ],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 1.0,
@@ -212,12 +222,14 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
-    reward: Annotated[str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
     """Sample from a model into a file that prefopt's own training reads."""
-    from .rollout.verb import generate_images, generate_text
     from .models.text import model_kind
+    from .rollout.verb import generate_images, generate_text
 
     data = _data_config(prompts, [f"limit={limit}"] if limit else None)
     if model_kind(model) == "diffusion":
@@ -237,7 +249,9 @@ def eval_(
     data: Annotated[str | None, typer.Option("--data", "-d", help="held-out data; default: the run's own")] = None,
     reward: Annotated[str | None, typer.Option(help="module:function, file.py:function or reward model folder")] = None,
     judge: Annotated[str | None, typer.Option(help="module:function or file.py:function (prompts, a, b)")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="prompts")] = 128,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,

@@ -66,7 +66,9 @@ class DenoisingConfig(Section):
     """Diffusion only."""
 
     resolution: int | None = Field(None, ge=8, description="of the training images; None: the model's own")
-    caption_dropout: Fraction = Field(0.2, description="share of pairs whose caption is emptied, so guidance keeps working")
+    caption_dropout: Fraction = Field(
+        0.2, description="share of pairs whose caption is emptied, so guidance keeps working"
+    )
     random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
     flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")
     flow_shift: Positive | None = Field(None, description="time shift of flow models; None: the scheduler's own")
@@ -277,7 +279,11 @@ def _train_types() -> dict[str, Any]:
 def _check_train_value(key: str, value: Any) -> None:
     """Plain types are checked here, because transformers reports them long after, or never."""
     hint = _train_types()[key]
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    allowed = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     plain = {bool, int, float, str, type(None)}
     if not set(allowed) <= plain:
         return
@@ -286,7 +292,11 @@ def _check_train_value(key: str, value: Any) -> None:
         names = " or ".join(t.__name__ for t in allowed if t is not type(None))
         raise PrefoptError(f"train.{key} = {value!r}: must be {names}")
     positive = key in POSITIVE_TRAIN_KEYS
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and (value != value or (positive and value <= 0)):
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and (value != value or (positive and value <= 0))
+    ):
         raise PrefoptError(f"train.{key} = {value!r}: must be greater than 0")
     if key == "max_steps" and value < 1 and value != -1:
         raise PrefoptError(f"train.max_steps = {value!r}: must be at least 1, or -1 for whole epochs")

@@ -45,7 +45,7 @@ def run(output: Path, seed: int, out: Console) -> None:
     content["train"] = {**SETTINGS["train"], "seed": seed, "eval_strategy": "steps", "eval_steps": 60}
     folder = train(make(content)).folder
     out.rule("3 of 4  compare it with its start on new prompts")
-    sampling = Sampling(max_new_tokens=80, n=2, seed=seed, batch_size=128)
+    sampling = Sampling(max_new_tokens=80, n=2, seed=seed)
     found = evaluate_run(folder, reward=REWARD, sampling=sampling, limit=128)
     out.rule("4 of 4  report")
     report = write_report(folder)
@@ -55,7 +55,11 @@ def run(output: Path, seed: int, out: Console) -> None:
 def _show(folder: Path, found: dict[str, Any], report: Path, out: Console) -> None:
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     rows.sort(key=lambda r: r["reward_after"] - r["reward_before"])
-    for row in (rows[len(rows) // 2], rows[3 * len(rows) // 4], rows[-1]):  # median, upper quartile, best: not the worst only
+    for row in (
+        rows[len(rows) // 2],
+        rows[3 * len(rows) // 4],
+        rows[-1],
+    ):  # median, upper quartile, best: not the worst only
         out.print(f"[bold]{row['prompt']}[/bold]", highlight=False)
         before, after = f"before ({row['reward_before']:.2f})", f"after ({row['reward_after']:.2f})"
         out.print(Panel(row["before"].strip(), title=before, title_align="left", border_style="dim"))

@@ -29,9 +29,7 @@ class TextModel:
     started_with_adapter: bool = False
 
 
-def load_text_model(
-    config: ModelConfig, *, head: Literal["lm", "reward"] = "lm", trainable: bool = True
-) -> TextModel:
+def load_text_model(config: ModelConfig, *, head: Literal["lm", "reward"] = "lm", trainable: bool = True) -> TextModel:
     """Load `config.path` for training (or, trainable=False, to be read only).
 
     An adapter folder is loaded on its base: with `adapter` asked its own adapter goes on being trained, without it
@@ -70,7 +68,9 @@ def load_tokenizer(path: str) -> Any:
     except Exception as e:  # transformers raises many types for a folder without tokenizer
         raise PrefoptError(f"model.path = {path}: no tokenizer can be loaded from it: {_first_line(e)}") from None
     if tokenizer.eos_token_id is None:
-        raise PrefoptError(f"model.path = {path}: its tokenizer has no end-of-text token (eos_token); set one and save it")
+        raise PrefoptError(
+            f"model.path = {path}: its tokenizer has no end-of-text token (eos_token); set one and save it"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -119,7 +119,9 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
         from peft import AutoPeftModelForCausalLM
 
         if head != "lm":
-            raise PrefoptError(f"model.path = {config.path} is an adapter: merge it before training a reward model on it")
+            raise PrefoptError(
+                f"model.path = {config.path} is an adapter: merge it before training a reward model on it"
+            )
         return AutoPeftModelForCausalLM.from_pretrained(config.path, is_trainable=trainable, dtype=DTYPES[config.dtype])
     except PrefoptError:
         raise
@@ -129,7 +131,9 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
 
 def _refuse_new_weights(found: dict[str, Any], head: str, path: str) -> None:
     """transformers makes up what the files lack; only a reward model's head may be new."""
-    absent = sorted(k for k in found["missing_keys"] if not (head == "reward" and k.split(".")[0] in ("score", "classifier")))
+    absent = sorted(
+        k for k in found["missing_keys"] if not (head == "reward" and k.split(".")[0] in ("score", "classifier"))
+    )
     if absent:
         raise PrefoptError(
             f"model.path = {path}: {len(absent)} weights are missing from its files ({', '.join(absent[:3])}"
@@ -144,8 +148,14 @@ def _refuse_other_models(place: Path, head: str) -> None:
         raise PrefoptError(f"{place / 'config.json'} cannot be read: {_first_line(e)}") from None
     names = content.get("architectures") or []
     if content.get("is_encoder_decoder"):
-        raise PrefoptError(f"model.path = {place}: {', '.join(names)} is an encoder-decoder; only decoders are supported")
-    if head == "lm" and names and not any(n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in names):
+        raise PrefoptError(
+            f"model.path = {place}: {', '.join(names)} is an encoder-decoder; only decoders are supported"
+        )
+    if (
+        head == "lm"
+        and names
+        and not any(n.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for n in names)
+    ):
         raise PrefoptError(f"model.path = {place}: {', '.join(names)} is not a causal language model")
 
 
@@ -158,7 +168,9 @@ def _check(model: Any, tokenizer: Any, path: str) -> None:
         )
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
-            raise PrefoptError(f"model.path = {path}: the weight {name} is not finite; the file is damaged or over-trained")
+            raise PrefoptError(
+                f"model.path = {path}: the weight {name} is not finite; the file is damaged or over-trained"
+            )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
 

@@ -34,7 +34,9 @@ log = logging.getLogger("prefopt")
 
 
 def hyperparameters() -> list[dict[str, Any]]:
-    rows = [{"name": "base", "default": "dpo", "values": "the pairwise method of every round, with its hyperparameters"}]
+    rows = [
+        {"name": "base", "default": "dpo", "values": "the pairwise method of every round, with its hyperparameters"}
+    ]
     for key, field in RolloutConfig.model_fields.items():
         rows.append({"name": f"rollout.{key}", "default": field.default, "values": field.description or ""})
     return rows
@@ -74,13 +76,13 @@ def run(config: RunConfig, *, dry_run: bool = False) -> Outcome:
         folder.release()
 
 
-def _round(
-    config: RunConfig, place: Path, number: int, start: str, prompts: Sequence[Any], score: Any
-) -> str:
+def _round(config: RunConfig, place: Path, number: int, start: str, prompts: Sequence[Any], score: Any) -> str:
     """Sample, pair, train; returns the folder of the trained model. Steps that are finished are not done again."""
     place.mkdir(exist_ok=True)
     rollout = config.rollout
-    chosen = np.random.default_rng((config.data.seed, number)).choice(len(prompts), rollout.prompts_per_round, replace=False)
+    chosen = np.random.default_rng((config.data.seed, number)).choice(
+        len(prompts), rollout.prompts_per_round, replace=False
+    )
     pairs = place / "pairs.jsonl"
     if not pairs.exists():
         policy = load_text_model(config.model.model_copy(update={"path": start, "adapter": None}), trainable=False)
@@ -133,11 +135,15 @@ def _check(config: RunConfig) -> None:
     base = config.method.get("base", "dpo")
     method = get_method(base) if isinstance(base, str) else get_method(**base)
     if "notes:pairs" not in method.needs():
-        raise PrefoptError(f"method.base = {method.name}: online rounds make pairs, and {method.name} does not compare pairs")
+        raise PrefoptError(
+            f"method.base = {method.name}: online rounds make pairs, and {method.name} does not compare pairs"
+        )
     if model_kind(config.model.path) != "text":
         raise PrefoptError("online-dpo samples text; the model is a diffusion pipeline")
     if config.model.adapter is not None:
-        raise PrefoptError("model.adapter: rounds start from whole models; merge the adapter of a round, or train all weights")
+        raise PrefoptError(
+            "model.adapter: rounds start from whole models; merge the adapter of a round, or train all weights"
+        )
     if (config.rollout.reward is None) == (config.rollout.judge is None):
         raise PrefoptError("rollout.reward or rollout.judge says which answer is better: set one of them")
 
@@ -161,7 +167,9 @@ def _tournament(judge: Judge, prompt: Any, answers: Sequence[str]) -> list[float
     """Mean probability of beating another answer to the same prompt, both orders averaged."""
     n = len(answers)
     games = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    first, second = judge.both_orders([prompt] * len(games), [answers[i] for i, _ in games], [answers[j] for _, j in games])
+    first, second = judge.both_orders(
+        [prompt] * len(games), [answers[i] for i, _ in games], [answers[j] for _, j in games]
+    )
     won = np.zeros(n)
     for (i, j), a, b in zip(games, first, second, strict=True):
         p = (a + b) / 2  # both are the probability that the first answer is better

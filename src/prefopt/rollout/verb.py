@@ -49,7 +49,9 @@ def generate_images(
     scorer = None if reward is None else load_reward(reward)
     sampling = ImageSampling(batch_size=batch_size)
     output.mkdir(parents=True, exist_ok=True)
-    done = _claimed(output, {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)})
+    done = _claimed(
+        output, {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
+    )
     pipeline = load_image_model(model).pipeline
     chunk = max(1, batch_size // number)
     for start in range(done, len(prompts), chunk):

@@ -143,7 +143,9 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
     held_out = config.data.eval_path or config.data.eval_fraction
     for key in sorted(EVALUATION_KEYS & set(config.train)):
         if not held_out and config.train[key] not in ("no", False, None):
-            raise PrefoptError(f"train.{key} has no effect without held-out data: set data.eval_path or data.eval_fraction")
+            raise PrefoptError(
+                f"train.{key} has no effect without held-out data: set data.eval_path or data.eval_fraction"
+            )
     if config.given("reference") and "scores:reference" not in needs:
         key = sorted(config.given("reference"))[0]
         raise PrefoptError(f"reference.{key} has no effect: {method.name} uses no reference model")
@@ -155,7 +157,9 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
                 raise PrefoptError(f"data.{key} has no effect on images")
     if config.given("rollout"):
         key = sorted(config.given("rollout"))[0]
-        raise PrefoptError(f"rollout.{key} has no effect: {method.name} trains offline; recipes such as online-dpo sample")
+        raise PrefoptError(
+            f"rollout.{key} has no effect: {method.name} trains offline; recipes such as online-dpo sample"
+        )
     if "pairing" in config.given("data") and "notes:pairs" not in needs:
         raise PrefoptError(f"data.pairing has no effect: {method.name} does not compare pairs")
 
@@ -281,7 +285,9 @@ def _words_for_a_full_disk(place: str) -> Iterator[None]:
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        raise PrefoptError(f"{place}: no space left on the disk. Make room and start again: the run goes on where it was") from e
+        raise PrefoptError(
+            f"{place}: no space left on the disk. Make room and start again: the run goes on where it was"
+        ) from e
     except torch.OutOfMemoryError as e:
         raise PrefoptError(
             "the device is out of memory. Lower train.per_device_train_batch_size and raise "

@@ -73,10 +73,14 @@ def _reference(
     kind = config.reference.kind
     must_run = "scores:token_kl" in needs
     if must_run and kind == "store":
-        raise PrefoptError("reference.kind = store: this method needs whole distributions; take frozen, or train an adapter")
+        raise PrefoptError(
+            "reference.kind = store: this method needs whole distributions; take frozen, or train an adapter"
+        )
     if config.reference.path is not None:
         if kind == "adapter_off":
-            raise PrefoptError("reference.kind = adapter_off has no effect with reference.path: the reference is that model")
+            raise PrefoptError(
+                "reference.kind = adapter_off has no effect with reference.path: the reference is that model"
+            )
         other = _other_model(config, loaded)
         if kind == "frozen" or must_run:
             return FrozenReference(other), other
@@ -128,5 +132,3 @@ def _saver(loaded: TextModel) -> Any:
         loaded.tokenizer.save_pretrained(folder)
 
     return save
-
-

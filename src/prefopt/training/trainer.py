@@ -91,7 +91,9 @@ class Trainer(transformers.Trainer):
     def get_total_train_batch_size(self, args: Any) -> int:
         return self.examples_per_step  # a step's size is what it was told, however a token budget cuts it
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: Any
+    ) -> tuple[list[Any], Any]:
         """All micro-batches of a step, on the device, counted, with extras that carry no gradient scored."""
         batches = [b.to(device) for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
         self._tokens += sum(b.size for b in batches if not b.filler)
@@ -225,7 +227,11 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **options: Any) -> EvalLoopOutput:
         """Every example once: sums and counts over processes, so that an uneven last batch weighs what it is."""
         prefix = options.get("metric_key_prefix", "eval")
-        model = self.accelerator.prepare_model(self.model, evaluation_mode=True) if not self.is_in_train else self.model_wrapped
+        model = (
+            self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            if not self.is_in_train
+            else self.model_wrapped
+        )
         model.eval()
         meter, terms = self.meters["eval"], Meter()
         on_device = (batch.to(self.args.device) for batch in dataloader)
@@ -322,7 +328,8 @@ class _Bar(ProgressCallback):
         shown = {k.removeprefix("rewards/"): float(logs[k]) for k in self.SHOWN if k in logs}
         if state.is_world_process_zero and self.training_bar is not None and shown:
             self.training_bar.write(
-                f"step {state.global_step}: " + ", ".join(f"{k.replace('rewards/', '')} {v:.4f}" for k, v in shown.items())
+                f"step {state.global_step}: "
+                + ", ".join(f"{k.replace('rewards/', '')} {v:.4f}" for k, v in shown.items())
             )
 
 
