@@ -1,5 +1,6 @@
 """Criteria on made-up measurements: a verdict is a pure function of them."""
 
+import json
 import math
 
 import pytest
@@ -7,12 +8,15 @@ import pytest
 from prefopt.errors import PrefoptError
 from prefopt.reproductions import Demand, load_all
 from prefopt.reproductions.measure import common_range, least_lead, mean_lead
+from prefopt.reproductions.measure_images import relabelled, win_rate
 
 START = {"kl": 0.0, "reward": 0.5}
 
 
 def points(*pairs):
-    return [{"kl": kl, "reward": reward} for kl, reward in pairs]
+    """Runs with what a plot needs, too."""
+    rest = {"kl_se": 0.01, "reward_se": 0.01, "beta": 1.0, "learning_rate": 1.0}
+    return [{"kl": kl, "reward": reward} | rest for kl, reward in pairs]
 
 
 def test_every_seed_must_keep_the_bounds():
@@ -100,3 +104,59 @@ def test_every_reproduction_says_what_it_does(slug):
     assert r.slug == slug and r.claim.endswith(".") and r.setting.endswith(".") and r.demands and r.seeds >= 3
     with pytest.raises(PrefoptError, match="at least one seed"):
         r.judge([])
+
+
+def pictures(dpo=0.8, sft=0.7, win=0.75, shuffled=0.5, accuracy=0.75):
+    return {
+        "base": {"reward": 0.69},
+        "sft-weak": {"reward": sft, "win_rate": 0.5, "implicit_accuracy": 0.5},
+        "sft-strong": {"reward": sft - 0.1, "win_rate": 0.4, "implicit_accuracy": 0.5},
+        "dpo": {"reward": dpo, "win_rate": win, "implicit_accuracy": accuracy},
+        "shuffled": {"reward": 0.69, "win_rate": shuffled, "implicit_accuracy": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("seeds", "unmet"),
+    [
+        ([pictures()] * 3, []),
+        ([pictures(), pictures(win=0.64)], [0]),
+        ([pictures(), pictures(sft=0.78)], [1]),
+        ([pictures(shuffled=0.4), pictures(shuffled=0.6)], []),
+        ([pictures(shuffled=0.6), pictures(shuffled=0.6)], [2]),
+        ([pictures(shuffled=0.4), pictures(shuffled=0.4)], [2]),
+        ([pictures(accuracy=0.68), pictures(accuracy=0.73)], []),
+        ([pictures(accuracy=0.68), pictures(accuracy=0.69)], [3]),
+    ],
+)
+def test_the_criterion_of_diffusion_dpo(seeds, unmet):
+    judgement = load_all()["diffusion-dpo"].judge(seeds)
+    assert [i for i, check in enumerate(judgement.checks) if not check.met] == unmet
+    assert judgement.verdict == ("fails" if unmet else "holds")
+
+
+def test_pictures_are_compared_at_equal_noise():
+    assert win_rate([1.0, 0.5, 0.2, 0.7], [0.0, 0.5, 0.3, 0.1]) == 0.625
+
+
+def test_shuffled_labels_are_a_fair_coins_and_leave_the_pictures(tmp_path):
+    rows = [
+        {"prompt": f"p{n}", "chosen": f"{n}-a.png", "rejected": f"{n}-b.png", "chosen_score": 1} for n in range(400)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = relabelled(tmp_path / "train.jsonl", tmp_path / "elsewhere" / "shuffled.jsonl", seed=1)
+    made = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["prompt"] for row in made] == [row["prompt"] for row in rows]
+    for old, new in zip(rows, made, strict=True):
+        sides = {str(tmp_path.resolve() / old[side]) for side in ("chosen", "rejected")}
+        assert {new["chosen"], new["rejected"]} == sides and set(new) == {"prompt", "chosen", "rejected"}
+    kept = sum(new["chosen"].endswith("a.png") for new in made)
+    assert 150 < kept < 250
+    again = relabelled(tmp_path / "train.jsonl", tmp_path / "again.jsonl", seed=1)
+    assert again.read_text() == path.read_text()
+
+
+@pytest.mark.parametrize(("slug", "seeds"), [("dpo", [GOOD] * 3), ("diffusion-dpo", [pictures()] * 3)])
+def test_measurements_can_be_drawn(slug, seeds, tmp_path):
+    load_all()[slug].plot(seeds).savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5000

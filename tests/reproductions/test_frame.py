@@ -142,7 +142,7 @@ def test_the_committed_page_is_current():
 
 @pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda p: p.stem)
 def test_committed_verdicts_belong_to_what_is_here(path):
-    """The verdict follows from the committed measurements by today's criterion, and was measured with today's settings."""
+    """The verdict follows from the committed measurements by today's criterion, with today's settings."""
     found = json.loads(path.read_text())
     reproduction = load_all()[path.stem]
     judged = reproduction.judge(found["measurements"])

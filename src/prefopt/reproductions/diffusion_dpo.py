@@ -131,3 +131,57 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def above_rest(m: Measurements) -> float:
+    """Reward of DPO above the best of the start and the SFT runs: the baseline's rate is chosen by the truth itself."""
+    return m["dpo"]["reward"] - max(found["reward"] for name, found in m.items() if name.startswith(("base", "sft")))
+
+
+REPRODUCTION = Reproduction(
+    slug="diffusion-dpo",
+    paper="2311.12908",
+    claim="Pictures of a model tuned by Diffusion-DPO are preferred over those of its start, and score above those of "
+    "fine-tuning on the winners; the tuned model orders unseen pairs as their judge does.",
+    setting=(
+        "World `shapes`, one for each seed: a small Stable Diffusion model draws coloured shapes from captions, and "
+        "960 pairs of its own pictures are labelled by a Bradley-Terry judge of the true reward (in [0, 1]). "
+        "Diffusion-DPO, SFT on the winners with two learning rates, and Diffusion-DPO on labels drawn by a coin start "
+        "from the same model and take the same number of steps on the same pairs. The models draw 32 pictures of each "
+        "of 16 held-out captions from equal noise; implicit accuracy is that on 160 held-out pairs, over 10 noise "
+        "levels."
+    ),
+    demands=(
+        Demand("win rate of Diffusion-DPO over its start at equal noise", lambda m: m["dpo"]["win_rate"], least=0.65),
+        Demand("reward of Diffusion-DPO above the best of start and SFT runs", above_rest, least=0.03),
+        Demand(
+            "win rate of Diffusion-DPO on shuffled labels over the start",
+            lambda m: m["shuffled"]["win_rate"],
+            least=0.44,
+            most=0.56,
+            over="mean",
+        ),
+        Demand(
+            "accuracy of DPO's implicit reward on held-out pairs",
+            lambda m: m["dpo"]["implicit_accuracy"],
+            least=0.7,
+            over="mean",
+        ),
+    ),
+    settings={"runs": RUNS, "train": TRAIN, "each": EACH, "draws": DRAWS, "world": "shapes"},
+    run=run,
+    plot=plot,
+    steps=2 + len(RUNS),
+    remarks=(
+        "The paper tunes SD 1.5 and SDXL on people's choices; here the judge, and the scorer, is the known true reward.",
+        "That SFT beats the start is not demanded. The paper itself sees SFT hurt a start that has seen better pictures "
+        "than the winners (SDXL), and so it is here: the start learned from the renderer's own pictures, the winners "
+        "are samples of the start. In the pilot SFT lowered the reward at every rate tried (1e-5, 1e-4, 1e-3).",
+        "Both denoising errors of a tuned model rise, that of the losers more; the paper's beta of 2000 to 5000 was "
+        "replaced by 500 for a model of a million parameters.",
+        "A pilot on a model and training seed that are not judged decided beta, learning rate and number of steps. "
+        "The bounds on win rate, shuffled labels and accuracy were set before it; the least gain in reward is about "
+        "four times the standard error that a difference had there.",
+    ),
+    keeps=("pictures.png",),
+)
