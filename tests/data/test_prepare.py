@@ -77,7 +77,7 @@ def test_methods_may_ask_for_columns_of_their_own(tmp_path: Path) -> None:
 
 def test_steps_and_labels_are_stored(tmp_path: Path) -> None:
     data = [
-        {"prompt": f"q {i}", "steps": [{"text": "one", "score": 1}, {"text": "two"}], "label": True} for i in range(3)
+        {"prompt": f"q {i}", "steps": [{"text": "one", "score": 1}, {"text": "two"}], "label": i == 0} for i in range(3)
     ]
     made = prepare(write(tmp_path / "d.jsonl", data), "label", "step_index")
     notes = made.train[0].notes

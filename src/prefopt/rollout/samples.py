@@ -41,8 +41,8 @@ def generate_file(
     """
     sampling = sampling or Sampling()
     job = _job(prompts, sampling, identity, reward)
-    done = _resume(path, job)
     chunk = max(1, 4 * sampling.batch(model) // sampling.n)
+    done = _resume(path, job, chunk, len(prompts))
     with tqdm(total=len(prompts), initial=done, desc="sampling", unit="prompt", delay=1, disable=not progress) as bar:
         for start in range(done, len(prompts), chunk):
             part = list(prompts[start : start + chunk])
@@ -76,8 +76,12 @@ def _job(prompts: Sequence[Prompt], sampling: Sampling, identity: str, reward: S
     }
 
 
-def _resume(path: Path, job: dict[str, Any]) -> int:
-    """Number of complete rows that `path` already holds; a line cut off by a crash is removed."""
+def _resume(path: Path, job: dict[str, Any], chunk: int, total: int) -> int:
+    """Number of rows that `path` already holds in whole chunks; what a crash left of another chunk is removed.
+
+    Whole chunks, because the rounding of a model depends on the company in a batch: so a run that was stopped ends
+    with the very samples of one that was not.
+    """
     note = path.with_name(path.name + ".job")
     if path.exists() and path.stat().st_size:
         known = json.loads(note.read_text()) if note.exists() else None
@@ -89,10 +93,10 @@ def _resume(path: Path, job: dict[str, Any]) -> int:
             )
             raise PrefoptError(f"{path} already holds samples of another job ({differing}); choose another output file")
         with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            file.truncate(whole)
-        return content[:whole].count(b"\n")
+            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+            done = len(lines) if len(lines) == total else len(lines) - len(lines) % chunk
+            file.truncate(sum(map(len, lines[:done])))
+        return done
     path.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(job))
     path.touch()
