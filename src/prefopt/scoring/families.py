@@ -140,7 +140,7 @@ def _mask(plain: str, **kwargs: Any) -> Any:
 
 
 def _attend(
-    plain: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    plain: str, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
 ) -> Any:
     if hasattr(module, "tail"):
         module.tail.needed = mask.tree.needed if isinstance(mask, TreeMask) else None
