@@ -73,7 +73,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         trained.to("cpu")
         save_image_model(model, folder)
 
-    return Task(net, data.train, data.eval, scorer, save, record)
+    return Task(net, data.train, data.eval, scorer, save, record, unit="images")
 
 
 def _refuse_without_effect(config: RunConfig) -> None:

@@ -72,7 +72,7 @@ def train(
     folder = RunFolder(config.output)
     if dry_run:
         task, args, per_step = _prepared(config, method, kind, args)
-        return Outcome(folder.path, "dry run", estimate(task, args, per_step, _copies_reference(task)), task.record)
+        return Outcome(folder.path, "dry run", estimate(task, args, per_step, method.needs()), task.record)
     whole = effective(config, method)
     state = decided_by_main(args, lambda: folder.claim(whole))
     try:
@@ -95,7 +95,7 @@ def _train(
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> Outcome:
     task, args, per_step = _prepared(config, method, kind, args)
-    cost = estimate(task, args, per_step, _copies_reference(task))
+    cost = estimate(task, args, per_step)
     record = {"method": method.record(), "modality": kind, **task.record}
     main = args.process_index == 0
 
@@ -250,10 +250,6 @@ def _task(config: RunConfig, method: Method, kind: str) -> Task:
     from .text_task import text_task
 
     return text_task(config, method)
-
-
-def _copies_reference(task: Task) -> bool:
-    return task.record.get("reference", {}).get("kind") == "frozen"
 
 
 def _refuse_other_data(old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ class Task:
     # a final folder in the plain library's format: (model, folder, whole weights if the model is sharded)
     save: Callable[[nn.Module, Path, dict[str, Any] | None], None]
     record: dict[str, Any] = field(default_factory=dict)  # counts, drops, fingerprints, identity of the reference
+    unit: str = "tokens"  # what `Examples.tokens` counts
     processing_class: Any = None  # tokenizer, written beside checkpoints
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None

@@ -60,7 +60,8 @@ def text_task(config: RunConfig, method: Method) -> Task:
     if reference is not None:
         record["reference"] = {"kind": _kind_of(reference), "identity": reference.identity}
     save = _saver(loaded)
-    return Task(model, prepared.train, prepared.eval, scorer, save, record, loaded.tokenizer, prepare)
+    data = (prepared.train, prepared.eval)
+    return Task(model, *data, scorer, save, record, processing_class=loaded.tokenizer, prepare=prepare)
 
 
 def _reference(
