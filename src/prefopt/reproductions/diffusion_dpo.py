@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ RUNS: dict[str, tuple[dict[str, Any], float]] = {  # method and learning rate
     "dpo": (DPO, 1e-4),
     "shuffled": (DPO, 1e-4),
 }
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "max_steps": 120,
     "per_device_train_batch_size": 32,
     "lr_scheduler_type": "linear",
@@ -81,7 +82,7 @@ def run(bench: Bench) -> Measurements:
     base = bench.once("base", lambda: look("base", Path(world["model"])))
     found: dict[str, Any] = {"base": {"reward": float(np.mean(base))}}
     for name in RUNS:
-        tuned = bench.once(name, lambda name=name: tune(name))
+        tuned = bench.once(name, partial(tune, name))
         found[name] = {
             "reward": float(np.mean(tuned["rewards"])),
             "win_rate": win_rate(tuned["rewards"], base),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of SFT
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "learning_rate": 5e-4,  # of DPO
     "max_steps": 96,
     "per_device_train_batch_size": 32,
