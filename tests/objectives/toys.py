@@ -102,7 +102,6 @@ TOYS: dict[str, Method] = {
     "reweighed(orpo)": reweighed(base="orpo"),
     "reweighed(shifted)": reweighed(base=shifted()),
     "reweighed(reweighed(shifted))": reweighed(base=reweighed(base=shifted(), rate=0.1)),
-    "reweighed(reweighed(reweighed(cpo)))": reweighed(base=reweighed(base=reweighed(base="cpo", rate=0.3), rate=0.1)),
     "listed": listed(),
     "segmented": segmented(),
     "sided": sided(),

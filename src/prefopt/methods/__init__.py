@@ -26,7 +26,8 @@ def load_file(path: Path) -> Family:
         raise PrefoptError(f"no file {path}: give a method's name, or the path of a Python file that defines one")
     before = dict(METHODS)
     spec = importlib.util.spec_from_file_location(f"prefopt_own.{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
