@@ -26,9 +26,9 @@ def test_a_seed_of_dpo(tmp_path, monkeypatch, text_model, pairs_file):
         "prompts": prompts(tmp_path / "prompts.jsonl", ["a b", "c"]),
     }
     monkeypatch.setattr(dpo, "_world", lambda seed: world)
-    monkeypatch.setattr(dpo, "BETAS", (0.1,))
-    monkeypatch.setattr(dpo, "RATES", (1e-2,))
-    monkeypatch.setattr(dpo, "TRAIN", {"learning_rate": 1e-2, "max_steps": 3, "per_device_train_batch_size": 4})
+    monkeypatch.setattr(dpo, "DPO", ((0.1, 1e-2),))
+    monkeypatch.setattr(dpo, "SFT", (1e-2,))
+    monkeypatch.setattr(dpo, "TRAIN", {"max_steps": 3, "per_device_train_batch_size": 4})
     work = bench(tmp_path, 4)
     found = dpo.run(work)
     assert found["start"]["kl"] == pytest.approx(0, abs=1e-4)
@@ -37,7 +37,7 @@ def test_a_seed_of_dpo(tmp_path, monkeypatch, text_model, pairs_file):
     assert work.progress.done == 4
     again = bench(tmp_path, 4)
     assert dpo.run(again) == found and again.progress.seconds == pytest.approx(work.progress.seconds)
-    assert (tmp_path / "seed-1" / "runs" / "dpo-0.1" / "run.json").is_file()
+    assert (tmp_path / "seed-1" / "runs" / "dpo-0.1-0.01" / "run.json").is_file()
 
 
 def test_a_seed_of_diffusion_dpo(tmp_path, monkeypatch, image_model, image_pairs):

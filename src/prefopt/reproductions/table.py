@@ -11,7 +11,8 @@ from ..training.folder import write_atomically
 HEAD = """# Reproductions
 
 Each paper's headline claim in small, with the criterion that was fixed before the runs. `prefopt reproduce SLUG` runs
-one again. This page is made from the JSON files beside it.
+one again. This page is made from the JSON files beside it. CPU time is that of the runs, without worlds that were
+built before.
 """
 
 
