@@ -26,7 +26,7 @@ def main(job: dict) -> None:
             "train": {
                 "per_device_train_batch_size": job["batch"], "max_steps": job["steps"], "save_strategy": "no",
                 "logging_steps": 1, "learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0,
-                "disable_tqdm": True, "bf16": job["bf16"], "seed": 0,
+                "disable_tqdm": True, "bf16": job["bf16"], "seed": 0, **job.get("train", {}),
             },
         }
     )  # fmt: skip
