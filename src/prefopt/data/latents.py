@@ -96,8 +96,8 @@ def encode_examples(
     Raises PrefoptError, naming file and row, for images that cannot be decoded and for latents that are not finite.
     """
     cache = cache or default_cache()
-    images, todo = _places(examples, model, cache, ("", "-flipped") if flip else ("",))
-    for some in _batches(todo, batch_size, progress, "images to latents"):
+    images, wanted = _places(examples, model, cache, ("", "-flipped") if flip else ("",))
+    for some in _batches(wanted, batch_size, progress, "images to latents"):
         pixels = torch.stack([_pixels(path, value, e, model.resolution) for path, value, e in some])
         for (path, _, example), mean, std in zip(some, *model.encode_images(pixels), strict=True):
             if not bool(torch.isfinite(mean).all() & torch.isfinite(std).all()):
@@ -120,8 +120,8 @@ def encode_captions(
     encoders = {n: m for n, m in model.frozen.items() if n.startswith("text_encoder")}
     folder = (cache or default_cache()) / f"text-{fingerprint(encoders)[:16]}"
     paths = [folder / f"{_digest(c.encode())}.safetensors" for c in captions]
-    todo = {p: c for p, c in zip(paths, captions, strict=True) if not p.exists()}
-    for some in _batches(list(todo.items()), batch_size, progress, "captions to embeddings"):
+    wanted = dict(zip(paths, captions, strict=True))
+    for some in _batches(list(wanted.items()), batch_size, progress, "captions to embeddings"):
         made = model.encode_captions([c for _, c in some])
         for n, (path, caption) in enumerate(some):
             if not all(bool(torch.isfinite(x[n]).all()) for x in made.values()):
@@ -172,18 +172,18 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
 def _places(
     examples: Sequence[Example], model: ImageModel, cache: Path, views: Sequence[str]
 ) -> tuple[list[list[list[Path]]], list[tuple[Path, Any, Example]]]:
-    """The file of every view of every image, and (file, image, example) of those not there yet, each once."""
+    """The file of every view of every image, and (file, image, example) of all of them, each once."""
     vae = {n: m for n, m in model.frozen.items() if n == "vae"}
     folder = cache / f"latents-{fingerprint(vae)[:16]}-{model.resolution}"
-    todo: dict[Path, tuple[Path, Any, Example]] = {}
+    wanted: dict[Path, tuple[Path, Any, Example]] = {}
     places = []
     for example in examples:
         names = [_digest(_content(image, example)) for image in example.responses]
         row = [[folder / f"{name}{view}.safetensors" for view in views] for name in names]
         for image, paths in zip(example.responses, row, strict=True):
-            todo |= {p: (p, image, example) for p in paths if not p.exists()}
+            wanted |= {p: (p, image, example) for p in paths if p not in wanted}
         places.append(row)
-    return places, list(todo.values())
+    return places, list(wanted.values())
 
 
 def _pixels(path: Path, image: Any, example: Example, resolution: int) -> Tensor:
@@ -215,10 +215,17 @@ def _digest(content: bytes) -> str:
 
 
 def _batches(items: list, size: int, progress: bool, name: str) -> Iterable[list]:
-    with tqdm(total=len(items), desc=name, disable=not progress or not items) as bar:
-        for start in range(0, len(items), size):
-            yield items[start : start + size]
-            bar.update(min(size, len(items) - start))
+    """Batches of the items (file first) of which any file is not there yet.
+
+    They are cut from all items, because rounding depends on the company in a batch: so a run that was killed here ends
+    with the very latents of one that was not.
+    """
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    batches = [b for b in batches if not all(path.exists() for path, *_ in b)]
+    with tqdm(total=sum(map(len, batches)), desc=name, disable=not progress or not batches) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -228,8 +235,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole or not there, also when two processes write the same file."""
+    """Whole or not there, also when two processes write the same file; what is there stays."""
     from safetensors.torch import save
+
+    if path.exists():
+        return
 
     path.parent.mkdir(parents=True, exist_ok=True)
     data = save({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()})

@@ -100,7 +100,10 @@ class StoredReference:
     def _todo(
         self, collate: Callable[..., TextBatch], sets: Sequence[DrawSet], quiet: bool
     ) -> list[tuple[int, int, int]]:
-        """(cost, set, index) of the examples of which anything is missing."""
+        """(cost, set, index) of the examples of which anything is missing, the heaviest first; of equal ones the first.
+
+        So after a kill, which leaves whole batches done, the batches that remain are those that would have come.
+        """
         wanted: list[tuple[int, int, int, list[str]]] = []
         for s, draws in enumerate(sets):
             costs = draws.examples.tokens
@@ -109,10 +112,16 @@ class StoredReference:
                 parts = (batch, *batch.apart.values())
                 wanted.append((int(costs[i]), s, i, [key for p in parts for keys in p.keys.values() for key in keys]))
         missing = self.store.missing(key for *_, keys in wanted for key in keys)
-        return [(cost, s, i) for cost, s, i, keys in wanted if missing.intersection(keys)]
+        todo = []
+        for cost, s, i, keys in sorted(wanted, key=lambda x: x[:3], reverse=True):
+            if missing.intersection(keys):
+                missing.difference_update(keys)
+                todo.append((cost, s, i))
+        return todo
 
     def _compute(self, model: nn.Module, batch: TextBatch) -> None:
         device = next(model.parameters()).device
+        made: dict[str, np.ndarray] = {}
         for part in (batch, *batch.apart.values()):
             part = part.to(device)
             with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
@@ -120,7 +129,8 @@ class StoredReference:
             for name, rows in part.rows.items():
                 values = answers[name]["logps"].float().cpu().numpy()
                 found = zip(part.keys[name], values, rows.lengths, strict=True)
-                self.store.put({key: v[:n] for key, v, n in found})
+                made |= {key: v[:n] for key, v, n in found}
+        self.store.put(made)  # in one transaction: a batch is there or not
 
     def scores(self, model: nn.Module, batch: TextBatch, row_set: str) -> Scores:
         return self.scores_of(model, batch, [row_set])[row_set]
@@ -248,10 +258,10 @@ def _as_it_is(model: nn.Module) -> Iterator[None]:
 
 
 def _by_tokens(todo: Sequence[tuple[int, int, int]], tokens: int) -> list[list[tuple[int, int, int]]]:
-    """Batches of similar length, at most `tokens` each, the heaviest first: memory runs out at once or never."""
+    """Batches of `todo`, in its order (the heaviest first: memory runs out at once or never), at most `tokens` each."""
     batches: list[list[tuple[int, int, int]]] = []
     room = 0
-    for item in sorted(todo, reverse=True):
+    for item in todo:
         if item[0] > room or not batches:
             batches.append([])
             room = tokens

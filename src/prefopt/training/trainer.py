@@ -53,8 +53,8 @@ class Trainer(transformers.Trainer):
             train_dataset=task.train,
             eval_dataset=task.eval,
             processing_class=task.processing_class,
-            data_collator=lambda x: x,
-            callbacks=[_AfterStep(self), _MetricsFile()],
+            data_collator=dict,  # never called: the loaders collate
+            callbacks=[_AfterStep(self), _SaveAfterEvaluation(self), _MetricsFile()],
         )
         if self.pop_callback(ProgressCallback):
             self.add_callback(_Bar)
@@ -64,6 +64,14 @@ class Trainer(transformers.Trainer):
         self._initialise_method()
         return super().train(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # resumed from its last checkpoint, in the middle of an epoch
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     # ---- data
 
     def get_train_dataloader(self) -> StepLoader:
@@ -72,7 +80,7 @@ class Trainer(transformers.Trainer):
         return self._loader(self.task.train, sampler)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> StepLoader:
-        examples = self.task.eval if eval_dataset is None else eval_dataset
+        examples: Any = self.task.eval if eval_dataset is None else eval_dataset
         per_step = self.args.per_device_eval_batch_size * self.args.world_size
         return self._loader(examples, self._sampler(examples, per_step, 1, shuffle=False))
 
@@ -169,8 +177,8 @@ class Trainer(transformers.Trainer):
         batch = next(iter(self._loader(self.task.train, self._sampler(self.task.train, 2, 1, shuffle=False))))
         batch = batch.to(self.args.device)
         with torch.no_grad():
-            extras = self._score(self.model, batch, grad=False)
-            scored = {**self.scorer.score(self.model, batch, self.needs, grad=True), **extras}
+            extras = self._score(self.task.model, batch, grad=False)
+            scored = {**self.scorer.score(self.task.model, batch, self.needs, grad=True), **extras}
         torch.manual_seed(self.args.seed)
         made = self.method.init(responses(batch, scored, {}, {}, {}))
         self.method_states.values = {k: v.to(self.args.device) for k, v in made.states.items()}
@@ -196,7 +204,7 @@ class Trainer(transformers.Trainer):
             return
         policy = r.scores["policy"]
         gap = (policy.values.detach() - r.scores["reference"].values).abs() / policy.count.clamp(min=1)
-        half = self.args.bf16 or self.args.fp16 or next(self.model.parameters()).dtype in HALF
+        half = self.args.bf16 or self.args.fp16 or next(self.task.model.parameters()).dtype in HALF
         tolerance = START_TOLERANCE_HALF if half else START_TOLERANCE.get(policy.values.dtype, 1e-3)
         if step == 0 and not gap.max() <= tolerance:
             raise PrefoptError(
@@ -227,15 +235,14 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **options: Any) -> EvalLoopOutput:
         """Every example once: sums and counts over processes, so that an uneven last batch weighs what it is."""
         prefix = options.get("metric_key_prefix", "eval")
-        model = (
-            self.accelerator.prepare_model(self.model, evaluation_mode=True)
-            if not self.is_in_train
-            else self.model_wrapped
-        )
+        model: Any = self.model_wrapped
+        if not self.is_in_train:
+            model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         model.eval()
         meter, terms = self.meters["eval"], Meter()
         on_device = (batch.to(self.args.device) for batch in dataloader)
-        for step in [self._plan(list(on_device))] if self._step_wide else (self._plan([b]) for b in on_device):
+        together = [list(on_device)] if self._step_wide else ([batch] for batch in on_device)
+        for step in map(self._plan, together):
             for batch, extras, _ in step.ready:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     r, loss = self._run(model, batch, extras, step)
@@ -245,18 +252,18 @@ class Trainer(transformers.Trainer):
         found = terms.flush(self._sum)
         metrics = {"loss": sum(found.values())} | meter.flush(self._sum)
         named = {f"{prefix}_{k}": v for k, v in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=named, num_samples=len(dataloader.dataset))
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=named, num_samples=len(dataloader.dataset))
 
     # ---- checkpoints: whole or not there
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.save_method(folder, self.method_states.values, self.method_modules)
             checkpoints.mark_whole(folder)
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, save_total_limit=self._keep, best_model_checkpoint=best)
+            rotate_checkpoints(str(self.args.output_dir), save_total_limit=self._keep, best_model_checkpoint=best)
         self.accelerator.wait_for_everyone()
 
     def restore_method(self, folder: Path) -> None:
@@ -292,7 +299,7 @@ class Trainer(transformers.Trainer):
         if isinstance(self.model, (transformers.PreTrainedModel, PeftModel)):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:  # a network of diffusers, with or without an adapter inside
-            checkpoints.save_trainable(self.model, Path(output_dir or self.args.output_dir), state_dict)
+            checkpoints.save_trainable(self.task.model, Path(output_dir or str(self.args.output_dir)), state_dict)
 
 
 class _AfterStep(transformers.TrainerCallback):
@@ -303,6 +310,23 @@ class _AfterStep(transformers.TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.method_states.advance(self.trainer._sum)
+
+
+class _SaveAfterEvaluation(transformers.TrainerCallback):
+    """At the end of an epoch that is evaluated, saves after that: else a kill in between would lose the evaluation."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.waiting = trainer, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        per_epoch = -(-len(self.trainer.task.train) // self.trainer.examples_per_step)
+        last = state.global_step % per_epoch == 0 or state.global_step >= state.max_steps
+        if control.should_save and last and args.eval_strategy == "epoch":
+            control.should_save, self.waiting = False, True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.waiting:
+            control.should_save, self.waiting = True, False
 
 
 class _MetricsFile(transformers.TrainerCallback):

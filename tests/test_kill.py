@@ -1,0 +1,158 @@
+"""A run that is killed, anywhere and again and again, ends in the very weights of the run that was left alone.
+
+Kills are SIGKILL: at the n-th change that the process makes to any file (while data is prepared, the reference store
+or the latents are filled, a checkpoint or the final model is written, old checkpoints are deleted), and, in the slow
+tests, at ten random moments. Every start is the same command; the cache of each chain begins empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+STATEFUL = '''
+import torch
+from prefopt import Loss, Responses, Update, method, prefer
+from prefopt.objectives.hyper import Positive
+
+
+@method("tide")
+def tide(r: Responses, *, beta: Positive = 0.5, decay: Positive = 0.7) -> Loss:
+    """DPO whose reward is measured from a running mean of log-ratios: wrong at once if its state is lost."""
+    w, l = r.pairs()
+    level = r.state("level", lambda: torch.zeros(()))
+    h_w, h_l = w.log_ratio.sum(), l.log_ratio.sum()
+    loss = prefer(beta * torch.tanh(h_w - level), beta * torch.tanh(h_l + level))
+    seen = torch.stack([h_w, h_l]).detach()
+    moved = lambda old, total, n: decay * old + (1 - decay) * total / n
+    return loss.replace(updates={"level": Update(seen.abs().sum() + 1, seen.new_full((), seen.numel()), moved)})
+'''
+REWARD = "def short(prompts, responses):\n    return [len(set(r)) - 0.1 * len(r) for r in responses]\n"
+COMMON = "train.learning_rate=1e-2 train.logging_steps=1 train.disable_tqdm=true train.save_steps=2"
+KINDS = {
+    "stateful": "train {method} -m {text} -d {pairs} -o {out} train.per_device_train_batch_size=4 train.max_steps=8 "
+    "train.gradient_accumulation_steps=2",
+    "kto": "train kto -m {text} -d {pairs} -o {out} train.per_device_train_batch_size=8 train.num_train_epochs=2 "
+    "data.eval_fraction=0.2",
+    "lora": "train dpo -m {text} -d {pairs} -o {out} model.adapter.r=4 model.adapter.dropout=0.1 "
+    "train.per_device_train_batch_size=8 train.num_train_epochs=2",
+    "diffusion": "train dpo -m {image} -d {images} -o {out} train.per_device_train_batch_size=2 "
+    "train.num_train_epochs=2 denoising.random_flip=true",
+    "online": "train online-dpo -m {text} -d {pairs} -o {out} rollout.reward={reward} rollout.rounds=2 "
+    "rollout.prompts_per_round=9 rollout.samples_per_prompt=3 rollout.batch_size=2 rollout.max_new_tokens=6 "
+    "train.per_device_train_batch_size=3",
+}  # fmt: skip
+
+
+class Chain:
+    """Starts of one command, each in a process of its own, with one output folder and one cache."""
+
+    def __init__(self, kind: str, tmp: Path, request: pytest.FixtureRequest):
+        self.kind, self.tmp = kind, tmp
+        (tmp / "tide.py").write_text(STATEFUL)
+        (tmp / "taste.py").write_text(REWARD)
+        get = request.getfixturevalue
+        image = kind == "diffusion"
+        self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short"}
+        self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
+        self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
+
+    def job(self, name: str, **kill: Any) -> dict[str, Any]:
+        out = self.tmp / name / "run"
+        out.parent.mkdir(exist_ok=True)
+        argv = f"{KINDS[self.kind]} {COMMON}".format(out=out, **self.names).split()
+        return {"argv": argv, "cache": str(self.tmp / name / "cache"), "log": str(self.tmp / name / "log"), **kill}
+
+    def start(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
+        (self.tmp / "jobs.json").write_text(json.dumps(jobs))
+        env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.killer", str(self.tmp / "jobs.json")]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=1200)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def log(self, name: str) -> str:
+        return (self.tmp / name / "log").read_text()[-3000:]
+
+    def compare(self, a: str, b: str) -> None:
+        """All weights of the final folders, bit for bit, and the losses that were logged on the way."""
+        files = [
+            sorted(p.relative_to(self.tmp / x / "run") for p in final_weights(self.tmp / x / "run")) for x in (a, b)
+        ]
+        assert files[0] == files[1] != []
+        for name in files[0]:
+            one, two = (load_file(self.tmp / x / "run" / name) for x in (a, b))
+            assert one.keys() == two.keys()
+            for key in one:
+                assert torch.equal(one[key], two[key]), f"{name}: {key} differs after {b}"
+        assert losses(self.tmp / a / "run") == losses(self.tmp / b / "run")
+        assert json.loads((self.tmp / b / "run" / "run.json").read_text())["status"] == "finished"
+
+
+def final_weights(run: Path) -> list[Path]:
+    return [p for p in run.rglob("*.safetensors") if not any(x.startswith("checkpoint-") for x in p.parts)]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r[k]) for r in rows for k in ("loss", "eval_loss", "grad_norm", "rewards/margins") if k in r]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Four kills, one in each quarter of what the run writes; every restart has written a part already."""
+    chain = Chain(kind, tmp_path, request)
+    whole = chain.start(chain.job("whole"))[0]
+    assert whole["code"] == 0, chain.log("whole")
+    assert not (tmp_path / "whole" / "run.lock").exists()
+    g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
+    events = [g.randint(1, whole["events"] // 4) for _ in range(3)] + [g.randint(whole["events"] // 2, whole["events"])]
+    jobs = [chain.job("killed", event=n) for n in events] + [chain.job("killed")]
+    found = chain.start(*jobs)
+    assert found[0]["code"] == -9
+    assert found[-1]["code"] == 0, chain.log("killed")
+    chain.compare("whole", "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    chain = Chain(kind, tmp_path, request)
+    whole = chain.start(chain.job("whole"))[0]
+    assert whole["code"] == 0, chain.log("whole")
+    g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
+    kills = rounds = 0
+    while kills < 10:
+        rounds += 1
+        name = f"killed-{rounds}"
+        jobs = [chain.job(name, seconds=g.uniform(0, 0.7 * whole["seconds"])) for _ in range(5)] + [chain.job(name)]
+        found = chain.start(*jobs)
+        kills += sum(f["code"] == -9 for f in found)
+        assert {f["code"] for f in found} <= {-9, 0}, chain.log(name)
+        assert found[-1]["code"] == 0, chain.log(name)
+        chain.compare("whole", name)
+    print(f"{kind}: {kills} kills in {rounds} chains")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_every_change_of_a_file(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """From an empty folder, killed at change n and started again, for every n (every third of long runs)."""
+    chain = Chain(kind, tmp_path, request)
+    whole = chain.start(chain.job("whole"))[0]
+    points = range(1, whole["events"] + 1, max(1, whole["events"] // 60))
+    jobs = [chain.job(f"at-{n}", **kill) for n in points for kill in ({"event": n}, {})]
+    found = chain.start(*jobs)
+    for n, (killed, again) in zip(points, zip(found[::2], found[1::2], strict=True), strict=True):
+        assert killed["code"] == -9
+        assert again["code"] == 0, f"{n}: {chain.log(f'at-{n}')}"
+        chain.compare("whole", f"at-{n}")
