@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Chat templates in the manner of well-known families, written for these tests, and a tiny tokenizer for each."""
 
 from __future__ import annotations

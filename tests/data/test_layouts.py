@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Every layout, its recognition, and what every annotation becomes."""
 
 from __future__ import annotations

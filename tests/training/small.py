@@ -73,16 +73,32 @@ def task(method: Any, n: int, cache: Path, policy: Any = None, held_out: int = 0
 
 
 def trainer(
-    output: Path, name: str = "dpo", n: int = 24, batch: int = 4, accumulate: int = 1, policy: Any = None,
-    held_out: int = 0, hyper: dict[str, Any] | None = None, **given: Any,
+    output: Path,
+    name: str = "dpo",
+    n: int = 24,
+    batch: int = 4,
+    accumulate: int = 1,
+    policy: Any = None,
+    held_out: int = 0,
+    hyper: dict[str, Any] | None = None,
+    **given: Any,
 ) -> Trainer:
     method = get_method(name, **(hyper or {}))
     defaults: dict[str, Any] = {
-        "learning_rate": 1e-2, "num_train_epochs": 1, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-        "remove_unused_columns": False, "logging_nan_inf_filter": False, "disable_tqdm": True, "seed": 0,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "seed": 0,
     }
     args = TrainingArguments(
-        output_dir=str(output), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        output_dir=str(output),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
         **(defaults | given),
     )
     output.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,16 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     output, name, n, batch, accumulate = sys.argv[1:6]
     t = trainer(
-        Path(output), name, n=int(n), batch=int(batch), accumulate=int(accumulate), held_out=5, optim="sgd",
-        per_device_eval_batch_size=2, use_cpu=True, num_train_epochs=2,
+        Path(output),
+        name,
+        n=int(n),
+        batch=int(batch),
+        accumulate=int(accumulate),
+        held_out=5,
+        optim="sgd",
+        per_device_eval_batch_size=2,
+        use_cpu=True,
+        num_train_epochs=2,
         **({"ddp_backend": "gloo"} if "RANK" in os.environ else {}),
     )
     t.train()

@@ -62,7 +62,9 @@ def recognise(rows: Iterable[Row], config: DataConfig) -> tuple[Layout, Iterator
 
 def _check_columns(head: list[Row], config: DataConfig) -> None:
     """Names in data.columns that are nearly right, or columns that no row has. (A method may ask for names of its own.)"""
-    known = {c for x in LAYOUTS.values() for c in x.columns} | set(_PAIR_NOTES) | {c for cs in _NAMED.values() for c in cs}
+    known = (
+        {c for x in LAYOUTS.values() for c in x.columns} | set(_PAIR_NOTES) | {c for cs in _NAMED.values() for c in cs}
+    )
     known |= {c for cs in _SIDE_SCORES for c in cs} | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
     there = list(dict.fromkeys(str(c) for row in head for c in row.values))
     for name, column in config.columns.items():

@@ -126,7 +126,9 @@ def _absent(folder: Path) -> dict[str, None]:
         raise PrefoptError(f"{folder / 'model_index.json'} is no JSON ({error}); save the pipeline again") from None
     for name, entry in index.items():
         if isinstance(entry, list) and entry[0] is not None and not (folder / name).is_dir():
-            raise PrefoptError(f"{folder}: the part '{name}' that model_index.json names is missing; save the pipeline again")
+            raise PrefoptError(
+                f"{folder}: the part '{name}' that model_index.json names is missing; save the pipeline again"
+            )
     return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
 
 
@@ -158,8 +160,8 @@ def _kind(pipeline: Any, source: str) -> Kind:
     kind: Kind | None = None
     if isinstance(transformer, SD3Transformer2DModel) and encoders[:2] == ["text_encoder", "text_encoder_2"]:
         kind = "sd3"
-    elif isinstance(unet, UNet2DConditionModel) and unet.config.class_embed_type is None:
-        added = unet.config.addition_embed_type
+    elif isinstance(unet, UNet2DConditionModel) and unet.config.class_embed_type is None:  # type: ignore[attr-defined]
+        added = unet.config.addition_embed_type  # type: ignore[attr-defined]
         if encoders == ["text_encoder"] and added is None:
             kind = "sd"
         elif encoders == ["text_encoder", "text_encoder_2"] and added == "text_time":

@@ -24,7 +24,7 @@ DROPOUTS = ("dropout", "attention_dropout", "attn_dropout", "attn_pdrop", "hidde
 class TextModel:
     """A model, its tokenizer, and whether its adapter was there before (then "adapter off" is not the start)."""
 
-    model: nn.Module
+    model: Any  # a transformers or peft model
     tokenizer: Any
     started_with_adapter: bool = False
 
@@ -110,7 +110,7 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
         options["attn_implementation"] = config.attention
     if head == "reward":
         options["num_labels"] = 1
-    auto = transformers.AutoModelForCausalLM if head == "lm" else transformers.AutoModelForSequenceClassification
+    auto: Any = transformers.AutoModelForCausalLM if head == "lm" else transformers.AutoModelForSequenceClassification
     try:
         if not own_adapter:
             model, found = auto.from_pretrained(config.path, output_loading_info=True, **options)
@@ -191,7 +191,7 @@ def add_adapter(model: Any, config: AdapterConfig, head: str) -> Any:
 
     lora = LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=config.dropout,
         target_modules=config.target_modules or "all-linear",
         use_rslora=config.use_rslora,

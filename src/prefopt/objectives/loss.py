@@ -177,9 +177,12 @@ def prefer(
     how: Comparison = bradley_terry,
     margin: Tensor | float = 0.0,
     metrics: Mapping[str, Tensor | Term] | None = None,
-    **terms: Term,
+    **terms: Term | None,
 ) -> Loss:
-    """The usual answer: compare two rewards [P] (Bradley-Terry unless told otherwise), report them, add terms."""
+    """The usual answer: compare two rewards [P] (Bradley-Terry unless told otherwise), report them, add terms.
+
+    A term that is None is left out.
+    """
     preference = compare(reward_w - reward_l - margin, how)
-    made: dict[str, Any] = {"preference": preference, **terms}
+    made: dict[str, Any] = {"preference": preference} | {k: t for k, t in terms.items() if t is not None}
     return Loss(rewards=(reward_w, reward_l), metrics=metrics, **made)

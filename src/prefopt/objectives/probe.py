@@ -194,7 +194,7 @@ def fingerprint(m: Method) -> list[float]:
             numbers += [x for g in grads if g is not None for x in g.flatten().tolist()]
         for u in t.loss.updates.values():
             advanced = u.advance(torch.full_like(u.sum, 0.7), u.sum, u.count)
-            numbers += advanced.flatten().tolist() + [float(u.sum.numel())]
+            numbers += [*advanced.flatten().tolist(), float(u.sum.numel())]
         for (k, _), v in made.items():
             numbers += v.flatten().tolist() if k == "states" else []
     return numbers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -46,11 +46,12 @@ class Scorer(Protocol):
         """Needs that it can meet: "scores:policy", "scores:reference", "extras:prompt", ..."""
         ...
 
-    def collate(self, draws: Sequence[Draw]) -> Batch:
-        """Deterministic given the draws: the same numbers whatever the batching and the process."""
+    @property
+    def collate(self) -> Callable[[Sequence[Draw]], Any]:
+        """Draws -> Batch. Deterministic given the draws: the same numbers whatever the batching and the process."""
         ...
 
-    def score(self, model: nn.Module, batch: Batch, needs: Needs, grad: bool = True) -> Scored:
+    def score(self, model: nn.Module, batch: Any, needs: Needs, grad: bool = True) -> Scored:
         """Scores of every row set that `needs` asks for.
 
         grad=True: the extras and scores that carry gradient ("responses" among them). grad=False: only the extras

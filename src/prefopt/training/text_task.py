@@ -128,7 +128,7 @@ def _seed(config: RunConfig) -> int:
 
 
 def _saver(loaded: TextModel) -> Any:
-    def save(model: nn.Module, folder: Path, weights: dict[str, Any] | None) -> None:
+    def save(model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         model.save_pretrained(folder, state_dict=weights)  # a model, or an adapter with the name of its base
         loaded.tokenizer.save_pretrained(folder)
 

@@ -243,16 +243,17 @@ class Trainer(transformers.Trainer):
         on_device = (batch.to(self.args.device) for batch in dataloader)
         together = [list(on_device)] if self._step_wide else ([batch] for batch in on_device)
         for step in map(self._plan, together):
-            for batch, extras, _ in step.ready:
+            for batch, known, _ in step.ready:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    r, loss = self._run(model, batch, extras, step)
+                    r, loss = self._run(model, batch, known, step)
                 weight = 0.0 if batch.filler else 1.0
                 meter.add(measures(r, loss), weight)
                 terms.add(loss.terms, weight)
         found = terms.flush(self._sum)
         metrics = {"loss": sum(found.values())} | meter.flush(self._sum)
         named = {f"{prefix}_{k}": v for k, v in metrics.items()}
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=named, num_samples=len(dataloader.dataset))
+        nothing: Any = None  # predictions are not kept
+        return EvalLoopOutput(nothing, nothing, metrics=named, num_samples=len(dataloader.dataset))
 
     # ---- checkpoints: whole or not there
 

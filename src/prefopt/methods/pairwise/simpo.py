@@ -22,6 +22,6 @@ def simpo(
     gamma_beta_ratio: the paper's gamma divided by beta. Rewards are reported without the margin.
     """
     w, l = r.pairs()
-    terms = {"nll": sft_weight * over_tokens(-w.policy)} if sft_weight else {}
+    nll = sft_weight * over_tokens(-w.policy) if sft_weight else None
     how, gamma = comparison(loss_type, label_smoothing), beta * gamma_beta_ratio
-    return prefer(beta * w.policy.mean(), beta * l.policy.mean(), how, margin=gamma, **terms)
+    return prefer(beta * w.policy.mean(), beta * l.policy.mean(), how, margin=gamma, nll=nll)

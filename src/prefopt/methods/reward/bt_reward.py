@@ -12,5 +12,5 @@ def bt_reward(r: Responses, *, use_margin: bool = False, center_coefficient: Non
     """
     w, l = r.pairs()
     r_w, r_l = w.score("reward", grad=True).sum(), l.score("reward", grad=True).sum()
-    terms = {"center": center_coefficient * over_pairs((r_w + r_l).square())} if center_coefficient else {}
-    return prefer(r_w, r_l, margin=r.note("margin", "P") if use_margin else 0.0, **terms)
+    center = center_coefficient * over_pairs((r_w + r_l).square()) if center_coefficient else None
+    return prefer(r_w, r_l, margin=r.note("margin", "P") if use_margin else 0.0, center=center)
