@@ -243,7 +243,7 @@ class Trainer(transformers.Trainer):
         on_device = (batch.to(self.args.device) for batch in dataloader)
         together = [list(on_device)] if self._step_wide else ([batch] for batch in on_device)
         for step in map(self._plan, together):
-            for batch, known, _ in step.ready:
+            for batch, known, _counts in step.ready:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     r, loss = self._run(model, batch, known, step)
                 weight = 0.0 if batch.filler else 1.0
