@@ -2,8 +2,9 @@
 
     python -m tests.killer jobs.json
 
-A job is {"argv": [...], "cache": folder, "log": file, "event": n or null, "seconds": s or null}. Libraries are imported
-once; each job is a fork, so that a start costs nothing. One line of JSON per job: {"code": exit code, -9 if killed;
+A job is {"argv": [...], "cache": folder, "log": file, "event": n, "seconds": s}; instead of them "share" and "time" are
+shares of what the first job, which is not killed, needed. Libraries are imported once; each job is a fork, so that a start
+costs nothing. One line of JSON per job: {"code": exit code, -9 if killed;
 "events": changes of files until the end; "seconds"}.
 """
 
@@ -38,8 +39,15 @@ def main() -> None:
 
     with open(sys.argv[1]) as f:
         jobs = json.load(f)
+    whole: dict[str, Any] = {}
     for job in jobs:
-        print(json.dumps(run(job)), flush=True)
+        if "share" in job:
+            job["event"] = max(1, round(job["share"] * whole["events"]))
+        if "time" in job:
+            job["seconds"] = job["time"] * whole["seconds"]
+        found = run(job)
+        whole = whole or found
+        print(json.dumps(found), flush=True)
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:

@@ -109,17 +109,16 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Four kills, one in each quarter of what the run writes; every restart has written a part already."""
+    """Four kills, three of them early; every restart finds what the one before has written."""
     chain = Chain(kind, tmp_path, request)
-    whole = chain.start(chain.job("whole"))[0]
+    g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
+    shares = [*(g.uniform(0, 0.25) for _ in range(3)), g.uniform(0.5, 0.95)]
+    jobs = [chain.job("whole"), *(chain.job("killed", share=x) for x in shares), chain.job("killed")]
+    whole, *killed, last = chain.start(*jobs)
     assert whole["code"] == 0, chain.log("whole")
     assert not (tmp_path / "whole" / "run.lock").exists()
-    g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
-    events = [g.randint(1, whole["events"] // 4) for _ in range(3)] + [g.randint(whole["events"] // 2, whole["events"])]
-    jobs = [chain.job("killed", event=n) for n in events] + [chain.job("killed")]
-    found = chain.start(*jobs)
-    assert found[0]["code"] == -9
-    assert found[-1]["code"] == 0, chain.log("killed")
+    assert [x["code"] for x in killed[:3]] == [-9] * 3
+    assert last["code"] == 0, chain.log("killed")
     chain.compare("whole", "killed")
 
 
@@ -127,20 +126,18 @@ def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.F
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     chain = Chain(kind, tmp_path, request)
-    whole = chain.start(chain.job("whole"))[0]
-    assert whole["code"] == 0, chain.log("whole")
+    assert chain.start(chain.job("whole"))[0]["code"] == 0, chain.log("whole")
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
     kills = rounds = 0
     while kills < 10:
         rounds += 1
         name = f"killed-{rounds}"
-        jobs = [chain.job(name, seconds=g.uniform(0, 0.7 * whole["seconds"])) for _ in range(5)] + [chain.job(name)]
-        found = chain.start(*jobs)
+        first = chain.job(f"timed-{rounds}")
+        _, *found = chain.start(first, *(chain.job(name, time=g.uniform(0, 0.7)) for _ in range(5)), chain.job(name))
         kills += sum(f["code"] == -9 for f in found)
         assert {f["code"] for f in found} <= {-9, 0}, chain.log(name)
         assert found[-1]["code"] == 0, chain.log(name)
         chain.compare("whole", name)
-    print(f"{kind}: {kills} kills in {rounds} chains")
 
 
 @pytest.mark.slow

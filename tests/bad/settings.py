@@ -21,7 +21,22 @@ bad.train("override_without_value", "train.seed", "train.seed", "section.key=val
 bad.train("override_without_section", "beta=0.1", "beta", "method.beta")
 bad.train("override_of_a_value", "output.path=x", "output", "section")
 bad.train("reference_for_a_method_without", "reference.kind=frozen", "reference.kind", "simpo", method="simpo")
-bad.train("pairing_for_a_method_without_pairs", "data.pairing=all", "data.pairing", "kto", method="kto")
+bad.train("soft_labels_unused", "data.soft_labels=logistic", "data.soft_labels", "data.use")
+bad.train("split_of_a_file", "data.split=test", "data.split", "datasets")
+bad.train("subset_of_a_file", "data.subset=en", "data.subset", "hub")
+bad.train("seed_of_nothing", "data.seed=3", "data.seed", "data.eval_fraction")
+bad.train("truncation_of_nothing", "data.truncation=drop data.max_length=null", "data.truncation", "max_length")
+bad.train("revision_of_a_folder", "model.revision=v2", "model.revision", "folder")
+bad.train(
+    "online_with_a_reference",
+    "reference.path=x rollout.reward=a:b",
+    "reference.path",
+    "rollout.reference",
+    method="online-dpo",
+)
+bad.train("online_with_pairing", "data.pairing=all rollout.reward=a:b", "data.pairing", method="online-dpo")
+bad.train("online_with_bad_train_key", "train.optim=adamm rollout.reward=a:b", "adamm", method="online-dpo")
+bad.train("online_with_denoising", "denoising.random_flip=true rollout.reward=a:b", "denoising", method="online-dpo")
 bad.train("rollout_offline", "rollout.rounds=2", "rollout.rounds", "online-dpo")
 bad.train("denoising_of_text", "denoising.caption_dropout=0.1", "denoising.caption_dropout", "text model")
 bad.train("eval_without_data", "train.eval_strategy=steps", "train.eval_strategy", "data.eval_path")

@@ -57,7 +57,7 @@ def expand(path: str) -> list[str]:
             raise PrefoptError(f"{path}: unknown data format; known are {', '.join(SUFFIXES)}, each also with .gz")
         return [str(where)]
     if where.is_dir():
-        if _is_saved_dataset(where):
+        if is_saved_dataset(where):
             return [str(where)]
         files = sorted(str(f) for f in where.iterdir() if f.is_file() and _suffix(f) in SUFFIXES)
         if not files:
@@ -92,7 +92,8 @@ def _suffix(path: Path) -> str:
     return path.with_suffix("").suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
 
 
-def _is_saved_dataset(folder: Path) -> bool:
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` saved this folder."""
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 

@@ -42,7 +42,7 @@ def load_text_model(config: ModelConfig, *, head: Literal["lm", "reward"] = "lm"
         raise PrefoptError(f"model.path = {config.path} is a diffusers pipeline, not a language model")
     if place.is_dir() and not own_adapter:
         _refuse_other_models(place, head)
-    tokenizer = load_tokenizer(config.path)
+    tokenizer = load_tokenizer(config.path, config.revision)
     model = _load(config, head, own_adapter, trainable)
     if own_adapter and (not trainable or config.adapter is None):
         model = model.merge_and_unload()
@@ -57,14 +57,14 @@ def load_text_model(config: ModelConfig, *, head: Literal["lm", "reward"] = "lm"
     return TextModel(model, tokenizer, started_with_adapter)
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
     """The tokenizer of a model folder; it must have an end-of-text token."""
     from transformers import AutoTokenizer
 
     if not Path(path).expanduser().exists() and _must_be_local(path):
         raise PrefoptError(f"model.path = {path}: there is no such folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
     except Exception as e:  # transformers raises many types for a folder without tokenizer
         raise PrefoptError(f"model.path = {path}: no tokenizer can be loaded from it: {_first_line(e)}") from None
     if tokenizer.eos_token_id is None:

@@ -25,8 +25,9 @@ from ..rewards.load import load_reward
 from ..rollout.samples import generate_file
 from ..rollout.text import Sampling, prompt_encoder
 from ..scoring.identity import identity_of
+from ..training.effect import refuse_without_effect
 from ..training.folder import RunFolder, write_atomically
-from ..training.run import Outcome, train
+from ..training.run import Outcome, arguments, train
 
 NAME, PAPER = "online-dpo", "2402.04792"
 NEEDS = ("prompts", "rollout.reward or rollout.judge")
@@ -108,7 +109,17 @@ def _child(config: RunConfig, place: Path, start: str, pairs: Path) -> RunConfig
     """One round as an ordinary run: the base method, from the last round's model, on this round's pairs."""
     base = config.method.get("base", "dpo")
     base = {"name": base} if isinstance(base, str) else dict(base)
-    data = config.data.model_copy(update={"path": str(pairs), "columns": {}, "layout": "auto", "limit": None})
+    data = config.data.model_copy(
+        update={
+            "path": str(pairs),
+            "columns": {},
+            "layout": "auto",
+            "limit": None,
+            "split": "train",
+            "subset": None,
+            "seed": config.data.seed if config.data.eval_fraction else 0,
+        }
+    )
     moved: dict[str, Any] = {}
     uses_reference = "scores:reference" in get_method(**base).needs()
     if uses_reference and config.rollout.reference == "start" and start != config.model.path:
@@ -146,6 +157,17 @@ def _check(config: RunConfig) -> None:
         )
     if (config.rollout.reward is None) == (config.rollout.judge is None):
         raise PrefoptError("rollout.reward or rollout.judge says which answer is better: set one of them")
+    for key in ("use", "pairing", "objective", "soft_labels"):
+        if key in config.given("data"):
+            raise PrefoptError(f"data.{key} has no effect: every round pairs its best answers with its worst")
+    if config.reference.path is not None:
+        raise PrefoptError("reference.path has no effect: rollout.reference says what the rounds are measured against")
+    if config.rollout.reference == "round" and "scores:reference" not in method.needs():
+        raise PrefoptError(f"rollout.reference has no effect: {method.name} uses no reference model")
+    place = Path(config.output) / "round-1"
+    child = _child(config, place, config.model.path, place / "pairs.jsonl")
+    refuse_without_effect(child, method, "text")
+    arguments(child)
 
 
 def _scorer(rollout: RolloutConfig) -> Any:

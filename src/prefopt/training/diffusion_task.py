@@ -23,12 +23,9 @@ from .task import Task
 
 log = logging.getLogger("prefopt")
 
-TEXT_ONLY_MODEL = ("attention", "disable_dropout", "revision")
-
 
 def diffusion_task(config: RunConfig, method: Method) -> Task:
     """Model, data and scorer of an image run. Raises PrefoptError for whatever cannot be trained on."""
-    _refuse_without_effect(config)
     model = load_image_model(config.model.path, dtype=_dtype(config), resolution=config.denoising.resolution)
     schedule = _schedule(config, model)
     needs = method.needs()
@@ -74,12 +71,6 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         save_image_model(model, folder)
 
     return Task(net, data.train, data.eval, scorer, save, record, unit="images")
-
-
-def _refuse_without_effect(config: RunConfig) -> None:
-    for key in TEXT_ONLY_MODEL:
-        if key in config.given("model"):
-            raise PrefoptError(f"model.{key} has no effect on a diffusion model")
 
 
 def _dtype(config: RunConfig) -> torch.dtype:

@@ -23,6 +23,7 @@ from ..models.text import model_kind
 from ..objectives.compose import annotated
 from ..objectives.method import Method, family
 from . import checkpoints
+from .effect import refuse_without_effect
 from .estimate import Estimate, estimate
 from .folder import RunFolder
 from .processes import decided_by_main
@@ -33,12 +34,6 @@ from .trainer import Trainer
 log = logging.getLogger("prefopt")
 
 ADAPTER_LEARNING_RATE = 5e-6
-EVALUATION_KEYS = {
-    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval",
-    "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
-}  # fmt: skip
-TEXT_ONLY_DATA = ("max_length", "max_prompt_length", "truncation", "strings", "chat_template", "system", "thinking")
 
 
 @dataclass(frozen=True)
@@ -135,33 +130,6 @@ def make_method(config: RunConfig) -> Method:
     name = str(given.pop("name"))
     kind = load_file(Path(name)) if name.endswith(".py") else family(name)
     return annotated(kind(**given), config.data.use)
-
-
-def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
-    """Every key changes something for this method and this kind of model, or it is refused."""
-    needs = method.needs()
-    held_out = config.data.eval_path or config.data.eval_fraction
-    for key in sorted(EVALUATION_KEYS & set(config.train)):
-        if not held_out and config.train[key] not in ("no", False, None):
-            raise PrefoptError(
-                f"train.{key} has no effect without held-out data: set data.eval_path or data.eval_fraction"
-            )
-    if config.given("reference") and "scores:reference" not in needs:
-        key = sorted(config.given("reference"))[0]
-        raise PrefoptError(f"reference.{key} has no effect: {method.name} uses no reference model")
-    if kind != "diffusion" and config.given("denoising"):
-        raise PrefoptError(f"denoising.{sorted(config.given('denoising'))[0]} has no effect on a text model")
-    if kind == "diffusion":
-        for key in TEXT_ONLY_DATA:
-            if key in config.given("data"):
-                raise PrefoptError(f"data.{key} has no effect on images")
-    if config.given("rollout"):
-        key = sorted(config.given("rollout"))[0]
-        raise PrefoptError(
-            f"rollout.{key} has no effect: {method.name} trains offline; recipes such as online-dpo sample"
-        )
-    if "pairing" in config.given("data") and "notes:pairs" not in needs:
-        raise PrefoptError(f"data.pairing has no effect: {method.name} does not compare pairs")
 
 
 def effective(config: RunConfig, method: Method) -> RunConfig:

@@ -1,0 +1,97 @@
+"""Every key of a configuration changes something for this run, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..config import RunConfig
+from ..data.config import DataConfig
+from ..data.readers import is_saved_dataset
+from ..errors import PrefoptError
+from ..objectives.method import Method
+from .needs import data_needs
+
+EVALUATION_KEYS = {
+    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval",
+    "batch_eval_metrics", "eval_do_concat_batches", "eval_use_gather_object",
+}  # fmt: skip
+TEXT_ONLY_DATA = ("max_length", "max_prompt_length", "truncation", "strings", "chat_template", "system", "thinking")
+TEXT_ONLY_MODEL = ("attention", "disable_dropout", "revision")
+TEXT_ONLY_ADAPTER = ("use_rslora", "use_dora")
+
+Idle = Iterator[tuple[str, str]]  # (key, why it does nothing here)
+
+
+def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
+    """PrefoptError for the first key that would do nothing for this method and this kind of model."""
+    for rules in (_model(config, kind), _data(config, method, kind), _sections(config, method, kind), _train(config)):
+        for key, why in rules:
+            raise PrefoptError(f"{key} has no effect: {why}")
+
+
+def _model(config: RunConfig, kind: str) -> Idle:
+    if kind == "diffusion":
+        for key in TEXT_ONLY_MODEL:
+            if key in config.given("model"):
+                yield f"model.{key}", "the model is a diffusion pipeline"
+        for key in TEXT_ONLY_ADAPTER:
+            if config.model.adapter is not None and getattr(config.model.adapter, key):
+                yield f"model.adapter.{key}", "the model is a diffusion pipeline"
+    elif config.model.revision is not None and Path(config.model.path).expanduser().exists():
+        yield "model.revision", f"{config.model.path} is a folder, not a hub name"
+
+
+def _data(config: RunConfig, method: Method, kind: str) -> Idle:
+    data, given, needs = config.data, config.given("data"), data_needs(method.needs())
+    if kind == "diffusion":
+        for key in TEXT_ONLY_DATA:
+            if key in given:
+                yield f"data.{key}", "the data are images"
+    ordered = any(n.startswith("pairs") or n == "label" for n in needs)
+    for key in ("pairing", "objective", "soft_labels"):
+        if key in given and not ordered:
+            yield f"data.{key}", f"{method.name} makes no pairs"
+    if data.soft_labels and "label_probability" not in {*data.use, *needs}:
+        yield "data.soft_labels", "add label_probability to data.use, or take a method that reads it"
+    paths = [*data.paths, *data.eval_paths]
+    if data.split != "train" and all(_is_plain(p) for p in paths):
+        yield "data.split", "only datasets folders and hub data have splits"
+    if data.subset is not None and all(Path(p).expanduser().exists() for p in paths):
+        yield "data.subset", "only hub data have subsets"
+    if data.seed and not data.eval_fraction:
+        yield "data.seed", "nothing is drawn without data.eval_fraction (train.data_seed shuffles)"
+    yield from _lengths(data)
+
+
+def _is_plain(path: str) -> bool:
+    place = Path(path).expanduser()
+    return place.exists() and not (place.is_dir() and is_saved_dataset(place))
+
+
+def _lengths(data: DataConfig) -> Idle:
+    if data.truncation != "keep_end" and data.max_length is None and data.max_prompt_length is None:
+        yield "data.truncation", "neither data.max_length nor data.max_prompt_length limits anything"
+    if data.truncation == "drop" and data.max_length is not None and data.max_prompt_length is not None:
+        yield "data.max_prompt_length", "data.truncation = drop cuts no prompt"
+
+
+def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
+    needs = method.needs()
+    if not {"scores:reference", "scores:token_kl"} & set(needs):
+        for key in sorted(config.given("reference")):
+            yield f"reference.{key}", f"{method.name} uses no reference model"
+    if kind != "diffusion":
+        for key in sorted(config.given("denoising")):
+            yield f"denoising.{key}", "the model is a text model"
+    for key in sorted(config.given("rollout")):
+        yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
+
+
+def _train(config: RunConfig) -> Idle:
+    if config.data.eval_path or config.data.eval_fraction:
+        return
+    for key in sorted(EVALUATION_KEYS & set(config.train)):
+        if config.train[key] not in ("no", False, None):
+            yield f"train.{key}", "there is no held-out data: set data.eval_path or data.eval_fraction"

@@ -1,0 +1,371 @@
+"""Every key of the configuration changes something that can be seen, or is refused where it could not.
+
+One row a key; `test_no_key_is_forgotten` compares the table with the configuration's own fields.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from torch import nn
+
+from prefopt import PrefoptError, get_method
+from prefopt.config import AdapterConfig, DenoisingConfig, ModelConfig, ReferenceConfig, RolloutConfig, make
+from prefopt.data.config import DataConfig
+from prefopt.data.prepare import prepare_text
+from prefopt.models.text import load_text_model, load_tokenizer
+from prefopt.training.effect import refuse_without_effect
+from tests.small_models import save_text_model
+
+SEEN: set[str] = set()
+
+
+def table(*keys: str) -> Any:
+    """Marks a test as the one of these keys."""
+    SEEN.update(keys)
+    return lambda test: test
+
+
+def test_no_key_is_forgotten() -> None:
+    kinds = {"model": ModelConfig, "model.adapter": AdapterConfig, "reference": ReferenceConfig, "data": DataConfig}
+    kinds |= {"denoising": DenoisingConfig, "rollout": RolloutConfig}
+    assert {f"{section}.{key}" for section, kind in kinds.items() for key in kind.model_fields} == SEEN
+
+
+# ---------------------------------------------------------------------------------------------------------- model
+MODEL: dict[str, tuple[Any, Callable[[nn.Module], Any]]] = {
+    "dtype": ("bfloat16", lambda m: next(m.parameters()).dtype),
+    "attention": ("eager", lambda m: m.config._attn_implementation),
+    "disable_dropout": (False, lambda m: m.config.attention_dropout if not m.model.layers else dropout(m)),
+    "adapter": ({}, lambda m: sum(p.requires_grad for p in m.parameters())),
+}
+
+
+def dropout(m: nn.Module) -> float:
+    return m.model.layers[0].self_attn.attention_dropout
+
+
+@table(*(f"model.{k}" for k in MODEL))
+@pytest.mark.parametrize("key", MODEL)
+def test_model(key: str, tmp_path: Path) -> None:
+    folder = save_text_model(tmp_path, attention_dropout=0.1)
+    value, look = MODEL[key]
+    plain, changed = (load_text_model(ModelConfig(path=str(folder), **given)).model for given in ({}, {key: value}))
+    assert look(plain) != look(changed)
+
+
+@table("model.path")
+def test_another_path_is_another_model(text_model: Path, tmp_path: Path) -> None:
+    other = save_text_model(tmp_path, hidden_size=16)
+    sizes = [load_text_model(ModelConfig(path=str(p))).model.config.hidden_size for p in (text_model, other)]
+    assert sizes == [32, 16]
+
+
+@table("model.revision")
+def test_revision_reaches_model_and_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked = []
+
+    def ask(name: str, **options: Any) -> Any:
+        asked.append(options["revision"])
+        raise OSError("offline")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", ask)
+    with pytest.raises(PrefoptError, match="offline"):
+        load_text_model(ModelConfig(path="someone/model", revision="v2"))
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", ask)
+    monkeypatch.setattr("prefopt.models.text.load_tokenizer", lambda *_: None)
+    with pytest.raises(PrefoptError, match="offline"):
+        load_text_model(ModelConfig(path="someone/model", revision="v2"))
+    assert asked == ["v2", "v2"]
+
+
+ADAPTER: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "r": (4, lambda m: m.base_model.model.model.layers[0].mlp.up_proj.lora_A["default"].weight.shape[0]),
+    "alpha": (64, lambda m: m.base_model.model.model.layers[0].mlp.up_proj.scaling["default"]),
+    "dropout": (0.1, lambda m: str(m.base_model.model.model.layers[0].mlp.up_proj.lora_dropout["default"])),
+    "target_modules": (["q_proj"], lambda m: len([n for n, _ in m.named_parameters() if "lora_" in n])),
+    "use_rslora": (True, lambda m: m.base_model.model.model.layers[0].mlp.up_proj.scaling["default"]),
+    "use_dora": (True, lambda m: len([n for n, _ in m.named_parameters() if "magnitude" in n])),
+}
+
+
+@table(*(f"model.adapter.{k}" for k in ADAPTER))
+@pytest.mark.parametrize("key", ADAPTER)
+def test_adapter(key: str, text_model: Path) -> None:
+    value, look = ADAPTER[key]
+    configs = [ModelConfig(path=str(text_model), adapter=AdapterConfig(**g)) for g in ({}, {key: value})]
+    plain, changed = (load_text_model(c).model for c in configs)
+    assert look(plain) != look(changed)
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+WORDS = "a long prompt of many words that goes on and on until it must be cut somewhere"
+PAIR = {"prompt": WORDS, "chosen": "a good answer", "rejected": "a bad one"}
+CHAT = {
+    "prompt": [{"role": "user", "content": "hello"}],
+    "chosen": [{"role": "assistant", "content": "<think>hm</think>good"}],
+    "rejected": [{"role": "assistant", "content": "bad"}],
+}
+LIST = {"prompt": "which?", "responses": ["first", "second", "third one"], "scores": [0.2, 0.9, 0.5]}
+SEVERAL = LIST | {"scores": {"kind": [1, 2, 3], "brief": [3, 2, 1]}}
+WEIGHED = [PAIR | {"prompt": f"{i} {WORDS}", "weight": 1 + i} for i in range(20)]
+DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> (value, what stays, rows)
+    "eval_fraction": (0.3, {}, WEIGHED),
+    "seed": (1, {"eval_fraction": 0.3}, WEIGHED),
+    "limit": (2, {}, WEIGHED),
+    "max_length": (12, {"max_dropped": 1, "max_prompt_length": 4}, [PAIR] * 4),
+    "max_prompt_length": (4, {"max_length": None}, [PAIR] * 4),
+    "truncation": ("keep_start", {"max_length": 20, "max_prompt_length": 6}, [PAIR] * 4),
+    "columns": ({"chosen": "rejected", "rejected": "chosen"}, {"layout": "pairs"}, [PAIR] * 4),
+    "layout": ("demonstrations", {}, [{"prompt": "a", "completion": "b", "label": True}] * 4),
+    "pairing": ("best_worst", {}, [LIST | {"responses": LIST["responses"][:2], "scores": [1, 2]}] * 2 + [LIST]),
+    "objective": ("brief", {"pairing": "best_worst"}, [SEVERAL] * 4),
+    "soft_labels": ("logistic", {"pairing": "best_worst", "use": ["label_probability"]}, [LIST] * 4),
+    "use": (["weight"], {}, WEIGHED),
+    "strings": ("chat", {}, [PAIR] * 4),
+    "chat_template": ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", {}, [CHAT] * 4),
+    "system": ("Be kind.", {}, [CHAT] * 4),
+    "thinking": ("strip", {}, [CHAT] * 4),
+}
+
+
+@table("data.max_dropped", *(f"data.{k}" for k in DATA))
+@pytest.mark.parametrize("key", DATA)
+def test_data(key: str, text_model: Path, tmp_path: Path) -> None:
+    value, stays, rows = DATA[key]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    needs = [] if key == "layout" else ["pairs"]
+    plain, changed = (
+        seen(DataConfig(path=str(path), **(stays | given)), text_model, needs) for given in ({}, {key: value})
+    )
+    assert plain != changed
+    assert not changed.startswith("refused")
+
+
+def seen(config: DataConfig, model: Path, needs: list[str]) -> str:
+    """All that a model will see of the data, as one text."""
+    try:
+        made = prepare_text(config, load_tokenizer(str(model)), needs=needs)
+    except PrefoptError as e:
+        return f"refused {e}"
+    sets = [made.train, *([made.eval] if made.eval else [])]
+    rows = [
+        [(x.prompt_ids, x.response_ids, x.response_mask, x.pairs, x.notes) for x in (s[i] for i in range(len(s)))]
+        for s in sets
+    ]
+    return repr(rows)
+
+
+def test_max_dropped(text_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [PAIR] * 3 + [PAIR | {"chosen": PAIR["rejected"]}]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert seen(DataConfig(path=str(path)), text_model, ["pairs"]).startswith("refused 1 of 4")
+    assert not seen(DataConfig(path=str(path), max_dropped=0.3), text_model, ["pairs"]).startswith("refused")
+
+
+@table("data.path", "data.eval_path", "data.split", "data.subset")
+def test_where_data_comes_from(text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(PAIR | {"chosen": name}) + "\n")
+    one, two = (str(tmp_path / f"{n}.jsonl") for n in ("one", "two"))
+    looks = [{"path": one}, {"path": two}, {"path": [one, two]}, {"path": one, "eval_path": two}]
+    parts = {n: datasets.Dataset.from_list([PAIR | {"chosen": n}]) for n in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    looks += [{"path": str(tmp_path / "saved")}, {"path": str(tmp_path / "saved"), "split": "test"}]
+    found = [seen(DataConfig(**look), text_model, ["pairs"]) for look in looks]
+    assert len(set(found)) == len(found)
+    asked: list[Any] = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((*a, k["split"])) or parts["train"])
+    seen(DataConfig(path="someone/data", subset="en", split="test"), text_model, ["pairs"])
+    assert set(asked) == {("someone/data", "en", "test")}
+
+
+# --------------------------------------------------------------------------------------------- reference, denoising
+def run_config(text_model: Path, pairs_file: Path, tmp_path: Path, **sections: Any) -> Any:
+    content = {"method": "dpo", "model": str(text_model), "data": str(pairs_file), "output": str(tmp_path / "run")}
+    return make(content | sections)
+
+
+@table("reference.kind", "reference.path")
+def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    from prefopt.training.text_task import text_task
+
+    other = save_text_model(tmp_path / "other")
+    model = load_text_model(ModelConfig(path=str(other))).model
+    model.lm_head.weight.data.mul_(1.1)
+    model.save_pretrained(other)
+    looks = [{}, {"kind": "frozen"}, {"path": str(other)}]
+    found = []
+    for look in looks:
+        task = text_task(run_config(text_model, pairs_file, tmp_path, reference=look), get_method("dpo"))
+        found.append((task.record["reference"]["kind"], task.record["reference"]["identity"]))
+    assert [kind for kind, _ in found] == ["store", "frozen", "store"]
+    assert found[0][1] == found[1][1] != found[2][1]
+
+
+DENOISING: dict[str, Any] = {"resolution": 16, "caption_dropout": 0.9, "random_flip": True}
+
+
+@table(*(f"denoising.{k}" for k in DENOISING))
+@pytest.mark.parametrize("key", DENOISING)
+def test_denoising(key: str, image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    looks = [scored(image_model, image_pairs, tmp_path, look) for look in ({}, {key: DENOISING[key]})]
+    assert looks[0] != looks[1]
+
+
+def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any]) -> Any:
+    """The first batch as the denoiser sees it: shapes and sums of latents and text embeddings."""
+    from prefopt.scoring.base import Draw
+    from prefopt.training.diffusion_task import diffusion_task
+
+    torch.manual_seed(0)
+    task = diffusion_task(run_config(model, pairs, tmp_path, denoising=look), get_method("dpo"))
+    batch = task.scorer.collate([Draw(task.train[i], 0) for i in range(8)])
+    text = [float(v.double().sum()) for v in batch.condition.values()]
+    times = getattr(batch, "timesteps", None)
+    return (
+        list(batch.latents.shape),
+        float(batch.latents.double().sum()),
+        text,
+        None if times is None else times.tolist(),
+    )
+
+
+@table("denoising.flow_sampling", "denoising.flow_shift")
+@pytest.mark.parametrize("look", [{"flow_sampling": "uniform"}, {"flow_shift": 9.0}], ids=str)
+def test_flow(look: dict[str, Any], image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    from prefopt.models.diffusion import image_model as as_model
+    from prefopt.training.diffusion_task import _schedule
+    from prefopt.worlds.shapes.pipelines import tiny_pipeline
+
+    flow = as_model(tiny_pipeline("sd3"))
+    configs = [run_config(image_model, image_pairs, tmp_path, denoising=x) for x in ({}, look)]
+    plain, changed = (_schedule(c, flow) for c in configs)
+    assert plain != changed
+    with pytest.raises(PrefoptError, match="no effect"):  # and on a model that predicts noise it is refused
+        scored(image_model, image_pairs, tmp_path, look)
+
+
+# ---------------------------------------------------------------------------------------------------------- rollout
+ROLLOUT: dict[str, tuple[Any, str]] = {  # key -> (value, the file of the run that it changes)
+    "rounds": (1, "metrics.jsonl"),
+    "prompts_per_round": (5, "round-1/samples.jsonl"),
+    "samples_per_prompt": (3, "round-1/samples.jsonl"),
+    "max_new_tokens": (3, "round-1/samples.jsonl"),
+    "temperature": (0.3, "round-1/samples.jsonl"),
+    "top_p": (0.2, "round-1/samples.jsonl"),
+    "reward": ("{tmp}/taste.py:long", "round-1/pairs.jsonl"),
+    "judge": ("{tmp}/taste.py:vowels", "round-1/pairs.jsonl"),
+    "reference": ("round", "round-2/run/run.json"),
+}
+TASTE = """
+def short(prompts, responses):
+    return [-len(r) - 0.01 * r.count("e") for r in responses]
+
+def long(prompts, responses):
+    return [len(r) for r in responses]
+
+def vowels(prompts, a, b):
+    return [float(x.count("a") + 0.1 * len(x) > y.count("a") + 0.1 * len(y)) for x, y in zip(a, b)]
+"""
+
+
+def online(tmp: Path, model: Path, pairs: Path, **rollout: Any) -> dict[str, str]:
+    from prefopt.recipes.online_dpo import run
+
+    small = {"rounds": 2, "prompts_per_round": 4, "samples_per_prompt": 2, "max_new_tokens": 6}
+    given = {"reward": f"{tmp}/taste.py:short"} if "judge" not in rollout else {}
+    train = {"per_device_train_batch_size": 2, "learning_rate": 1e-3, "disable_tqdm": True, "report_to": "none"}
+    (tmp / "taste.py").write_text(TASTE)
+    out = tmp / f"run-{len(list(tmp.iterdir()))}"
+    sections = {"method": "online-dpo", "output": str(out), "rollout": small | given | rollout, "train": train}
+    run(run_config(model, pairs, tmp, **sections))
+    files = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*.json*")}
+    identity = (
+        json.loads(files["round-2/run/run.json"])["reference"]["identity"] if "round-2/run/run.json" in files else ""
+    )
+    metrics = [(r["step"], r.get("loss")) for r in map(json.loads, files["metrics.jsonl"].splitlines())]
+    return files | {"round-2/run/run.json": identity, "metrics.jsonl": repr(metrics)}
+
+
+@pytest.fixture(scope="module")
+def plain_online(tmp_path_factory: pytest.TempPathFactory, text_model: Path, pairs_file: Path) -> dict[str, str]:
+    return online(tmp_path_factory.mktemp("online"), text_model, pairs_file)
+
+
+@table(*(f"rollout.{k}" for k in ROLLOUT))
+@pytest.mark.parametrize("key", ROLLOUT)
+def test_rollout(key: str, plain_online: dict[str, str], text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    value, file = ROLLOUT[key]
+    value = value.format(tmp=tmp_path) if isinstance(value, str) else value
+    rounds = {} if key in ("rounds", "reference") else {"rounds": 1}
+    changed = online(tmp_path, text_model, pairs_file, **rounds, **{key: value})
+    assert changed[file] != plain_online[file]
+
+
+@table("rollout.batch_size")
+def test_rollout_batch_size(
+    text_model: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt.rollout import text
+
+    sizes: list[int] = []
+    real = text._batch
+    monkeypatch.setattr(text, "_batch", lambda prompts, *a: sizes.append(len(prompts)) or real(prompts, *a))
+    online(tmp_path, text_model, pairs_file, rounds=1, batch_size=3)
+    assert max(sizes) == 3
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+REFUSED = {  # key -> (method, kind of model, value); none of these could change anything
+    "reference.kind": ("simpo", "text", "frozen"),
+    "reference.path": ("sft", "text", "elsewhere"),
+    "denoising.resolution": ("dpo", "text", 64),
+    "denoising.flow_shift": ("dpo", "text", 2.0),
+    "rollout.rounds": ("dpo", "text", 2),
+    "rollout.reward": ("kto", "text", "a:b"),
+    "data.max_length": ("dpo", "diffusion", 64),
+    "data.chat_template": ("dpo", "diffusion", "plain"),
+    "data.thinking": ("dpo", "diffusion", "strip"),
+    "data.split": ("dpo", "text", "test"),
+    "data.subset": ("dpo", "text", "en"),
+    "data.seed": ("dpo", "text", 7),
+    "data.soft_labels": ("dpo", "text", "logistic"),
+    "model.attention": ("dpo", "diffusion", "eager"),
+    "model.disable_dropout": ("dpo", "diffusion", False),
+    "model.revision": ("dpo", "text", "v2"),
+    "model.adapter.use_dora": ("dpo", "diffusion", True),
+    "model.adapter.use_rslora": ("dpo", "diffusion", True),
+    "train.eval_steps": ("dpo", "text", 5),
+    "train.per_device_eval_batch_size": ("dpo", "text", 5),
+    "train.metric_for_best_model": ("dpo", "text", "loss"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_key_without_effect_is_refused(key: str, text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    method, kind, value = REFUSED[key]
+    section, *rest = key.split(".")
+    inner = {rest[-1]: value} if len(rest) == 1 else {rest[0]: {rest[1]: value}}
+    paths = {"model": {"path": str(text_model)}, "data": {"path": str(pairs_file)}}
+    config = run_config(text_model, pairs_file, tmp_path, **{section: paths.get(section, {}) | inner})
+    with pytest.raises(PrefoptError, match=f"{key} has no effect"):
+        refuse_without_effect(config, get_method(method), kind)
+    refuse_without_effect(run_config(text_model, pairs_file, tmp_path), get_method(method), kind)
+
+
+def test_lists_for_a_pointwise_method_may_say_how_they_are_paired(
+    text_model: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    config = run_config(text_model, pairs_file, tmp_path, data={"path": str(pairs_file), "pairing": "best_worst"})
+    refuse_without_effect(config, get_method("kto"), "text")
