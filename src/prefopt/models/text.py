@@ -45,7 +45,7 @@ def load_text_model(config: ModelConfig, *, head: Literal["lm", "reward"] = "lm"
     tokenizer = load_tokenizer(config.path, config.revision)
     model = _load(config, head, own_adapter, trainable)
     if own_adapter and (not trainable or config.adapter is None):
-        model = model.merge_and_unload()
+        model = model.merge_and_unload().requires_grad_(True)  # peft froze what it merged into
     if config.disable_dropout:
         disable_dropout(model)
     _check(model, tokenizer, config.path)
