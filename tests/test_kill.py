@@ -81,7 +81,7 @@ class Chain:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def log(self, name: str) -> str:
-        return (self.tmp / name / "log").read_text()[-3000:]
+        return (self.tmp / name / "log").read_text()[-9000:]
 
     def compare(self, a: str, b: str) -> None:
         """All weights of the final folders, bit for bit, and the losses that were logged on the way."""
@@ -109,15 +109,16 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Four kills, three of them early; every restart finds what the one before has written."""
+    """Four kills, the first before the training, the others in it; each start finds what the one before has written."""
     chain = Chain(kind, tmp_path, request)
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
-    shares = [*(g.uniform(0, 0.25) for _ in range(3)), g.uniform(0.5, 0.95)]
+    shares = [g.uniform(*part) for part in ((0, 0.3), (0.55, 0.75), (0.15, 0.25), (0.15, 0.3))]
     jobs = [chain.job("whole"), *(chain.job("killed", share=x) for x in shares), chain.job("killed")]
     whole, *killed, last = chain.start(*jobs)
     assert whole["code"] == 0, chain.log("whole")
     assert not (tmp_path / "whole" / "run.lock").exists()
-    assert [x["code"] for x in killed[:3]] == [-9] * 3
+    assert [x["code"] for x in killed[:2]] == [-9] * 2
+    assert kind == "online" or "going on from" in chain.log("killed")
     assert last["code"] == 0, chain.log("killed")
     chain.compare("whole", "killed")
 
