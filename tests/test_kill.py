@@ -19,6 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prefopt.config import make
+from prefopt.training.run import train
+
 ROOT = Path(__file__).parents[1]
 STATEFUL = '''
 import torch
@@ -121,6 +124,31 @@ def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.F
     assert kind == "online" or "going on from" in chain.log("killed")
     assert last["code"] == 0, chain.log("killed")
     chain.compare("whole", "killed")
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"num_train_epochs": 1}], ids=str)
+def test_killed_between_the_last_checkpoint_and_the_end(
+    length: dict[str, int], text_model: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    """No step more, no evaluation less or twice; in the middle of an epoch and at its end."""
+    keys = {"per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2}
+    content = {
+        "method": "dpo",
+        "model": str(text_model),
+        "data": {"path": str(pairs_file), "eval_fraction": 0.2},
+        "output": str(tmp_path / "run"),
+        "train": {**keys, **length, "disable_tqdm": True},
+    }
+    run = tmp_path / "run"
+    train(make(content))
+    weights, rows = load_file(run / "model.safetensors"), losses(run)
+    (run / "model.safetensors").unlink()
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert train(make(content)).status == "finished"
+    again = load_file(run / "model.safetensors")
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+    assert losses(run) == rows
 
 
 @pytest.mark.slow

@@ -44,6 +44,8 @@ def test_a_stopped_job_goes_on(model, tokenizer, tmp_path, monkeypatch):
         file.write('{"prompt": "w9 w1')  # the crash cut a line
     done = parts.read_text().count("\n")
     assert 0 < done < len(PROMPTS)
+    with parts.open("a") as file:  # nor does a part of a chunk stay: its batch was another
+        file.write('9"}\n{"prompt": "half a chunk"}\n{"prompt": "w9')
     assert generate_file(model, tokenizer, PROMPTS, parts, SAMPLING, reward=reward, progress=False) == 11 - done
     assert parts.read_bytes() == whole.read_bytes()
     assert generate_file(model, tokenizer, PROMPTS, parts, SAMPLING, reward=reward, progress=False) == 0

@@ -65,12 +65,10 @@ class Trainer(transformers.Trainer):
         return super().train(*args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if (
-            self.state.global_step >= self.state.max_steps
-        ):  # resumed from its last checkpoint, in the middle of an epoch
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # resumed from the last checkpoint, in the middle of an epoch
             self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
 
     # ---- data
 
