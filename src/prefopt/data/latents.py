@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import PrefoptError
+from ..files import cache_folder
 from ..models.diffusion import ImageModel
 from ..scoring.conditioning import CONDITIONS, time_ids
 from .example import Example
@@ -75,12 +76,6 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def default_cache() -> Path:
-    """$PREFOPT_CACHE/latents, or ~/.cache/prefopt/latents."""
-    home = os.environ.get("PREFOPT_CACHE")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "prefopt") / "latents"
-
-
 def encode_examples(
     examples: Sequence[Example],
     model: ImageModel,
@@ -95,7 +90,7 @@ def encode_examples(
 
     Raises PrefoptError, naming file and row, for images that cannot be decoded and for latents that are not finite.
     """
-    cache = cache or default_cache()
+    cache = cache or cache_folder("latents")
     images, wanted = _places(examples, model, cache, ("", "-flipped") if flip else ("",))
     for some in _batches(wanted, batch_size, progress, "images to latents"):
         pixels = torch.stack([_pixels(path, value, e, model.resolution) for path, value, e in some])
@@ -118,7 +113,7 @@ def encode_captions(
 ) -> list[Path]:
     """Where the embeddings of each caption lie: {"text": [L, D], "pooled": [E]}; equal captions share a file."""
     encoders = {n: m for n, m in model.frozen.items() if n.startswith("text_encoder")}
-    folder = (cache or default_cache()) / f"text-{fingerprint(encoders)[:16]}"
+    folder = (cache or cache_folder("latents")) / f"text-{fingerprint(encoders)[:16]}"
     paths = [folder / f"{_digest(c.encode())}.safetensors" for c in captions]
     wanted = dict(zip(paths, captions, strict=True))
     for some in _batches(list(wanted.items()), batch_size, progress, "captions to embeddings"):

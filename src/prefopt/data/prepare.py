@@ -25,6 +25,7 @@ from prefopt.data.rule import Ledger, content, log, refuse_one_class
 from prefopt.data.source import read_examples
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
 from prefopt.errors import PrefoptError
+from prefopt.files import cache_folder
 
 _VERSION = 1
 """Raised when the same data would be encoded otherwise, so that no stale set is read."""
@@ -55,7 +56,7 @@ def prepare_text(
     Raises PrefoptError by the rule for rows (`rule.py`), before anything is stored.
     """
     asked = frozenset(needs) | frozenset(data.use)
-    home = cache or Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt") / "data"
+    home = cache or cache_folder("data")
     fingerprint = _fingerprint(data, tokenizer, asked)
     folder = Path(home) / fingerprint
     if not (folder / "record.json").is_file():

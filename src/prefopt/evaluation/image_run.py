@@ -18,9 +18,9 @@ from prefopt.data.rule import Ledger
 from prefopt.data.source import read_examples
 from prefopt.errors import PrefoptError
 from prefopt.evaluation.images import compare_images
+from prefopt.files import write_atomically
 from prefopt.rewards.load import Reward, load_reward
 from prefopt.rollout.images import ImageSampling, sample_images
-from prefopt.training.folder import write_atomically
 
 SEEDS = 4  # pictures of each prompt
 

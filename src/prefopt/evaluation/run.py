@@ -17,13 +17,13 @@ from prefopt.errors import PrefoptError
 from prefopt.evaluation.heldout import HeldOut, held_out
 from prefopt.evaluation.preference import accuracy, calibration_error, margin
 from prefopt.evaluation.text import Evaluation, evaluate_text
+from prefopt.files import write_atomically
 from prefopt.models.text import load_text_model, load_tokenizer, model_kind
 from prefopt.objectives.method import Method
 from prefopt.rewards.judges import JudgeCache, load_judge
 from prefopt.rewards.load import load_reward
 from prefopt.rollout.numbers import token_numbers
 from prefopt.rollout.text import Sampling
-from prefopt.training.folder import write_atomically
 from prefopt.training.run import make_method
 
 log = logging.getLogger("prefopt")

@@ -18,6 +18,7 @@ import numpy as np
 from ..config import RolloutConfig, RunConfig
 from ..data.source import read_prompts
 from ..errors import PrefoptError
+from ..files import write_atomically
 from ..models.text import load_text_model, model_kind
 from ..objectives.method import get_method
 from ..rewards.judges import Judge, load_judge
@@ -26,7 +27,7 @@ from ..rollout.samples import generate_file
 from ..rollout.text import Sampling, prompt_encoder
 from ..scoring.identity import identity_of
 from ..training.effect import refuse_without_effect
-from ..training.folder import RunFolder, write_atomically
+from ..training.folder import RunFolder
 from ..training.run import Outcome, arguments, train
 
 NAME, PAPER = "online-dpo", "2402.04792"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from prefopt.files import write_atomically
 from prefopt.reporting import sections
 from prefopt.reporting.figures import outcome_figures, training_figures
 from prefopt.reporting.health import findings
@@ -26,9 +26,7 @@ def write_report(run_folder: str | Path, out: str | Path | None = None) -> Path:
     run = read_run(Path(run_folder))
     path = Path(out) if out is not None else run.folder / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(run), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, render(run))
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PrefoptError
-from ..training.folder import write_atomically
+from ..files import write_atomically
 
 log = logging.getLogger("prefopt")
 

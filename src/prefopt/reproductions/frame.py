@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import PrefoptError
-from ..training.folder import versions, write_atomically
+from ..files import write_atomically
+from ..training.folder import versions
 from .bench import Bench, Progress
 from .claim import Judgement, Measurements, Reproduction, statement
 from .table import write_table

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..training.folder import write_atomically
+from ..files import write_atomically
 
 HEAD = """# Reproductions
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PrefoptError
+from ..files import cache_folder
 
 ASKED = "FROM logps WHERE key IN (SELECT value FROM json_each(?))"
 
 
 def default_folder() -> Path:
     """$PREFOPT_CACHE/reference, or ~/.cache/prefopt/reference."""
-    cache = os.environ.get("PREFOPT_CACHE")
-    return (Path(cache) if cache else Path.home() / ".cache" / "prefopt") / "reference"
+    return cache_folder("reference")
 
 
 class Store:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..config import RunConfig, dump
 from ..errors import PrefoptError
+from ..files import write_atomically
 
 State = Literal["new", "unfinished", "finished"]
 LIBRARIES = ("prefopt", "torch", "transformers", "accelerate", "peft", "datasets", "diffusers", "numpy")
@@ -141,16 +141,6 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
     for key in [*old, *(k for k in new if k not in old)]:
         found |= differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
     return found
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole file or the old one, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from prefopt.errors import PrefoptError
+from prefopt.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ class World:
 
 def default_cache() -> Path:
     """$PREFOPT_CACHE/worlds, or ~/.cache/prefopt/worlds."""
-    home = os.environ.get("PREFOPT_CACHE")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "prefopt") / "worlds"
+    return cache_folder("worlds")
 
 
 def build_once(
