@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -63,8 +63,11 @@ class Method:
 class Family:
     """What `@method` makes of a function: call it with hyperparameters to get a Method."""
 
-    def __init__(self, name: str, fn: Callable[..., Loss], paper: str, beta: str):
+    def __init__(
+        self, name: str, fn: Callable[..., Loss], paper: str, beta: str, tags: Sequence[str] = (), surveyed: bool = False
+    ):
         self.name, self.fn, self.paper, self.beta = name, fn, paper, beta
+        self.tags, self.surveyed = tuple(tags), surveyed
         self.module, self.__doc__ = fn.__module__, inspect.getdoc(fn)
         self.hints = typing.get_type_hints(fn, include_extras=True)
         keywords = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -102,13 +105,19 @@ class Family:
         return self.module.split(".")[-2] if "." in self.module else "own"
 
 
-def method(name: str, paper: str = "", beta: str = "") -> Callable[[Callable[..., Loss]], Family]:
-    """Register a loss. `paper`: arXiv id; `beta`: what its beta multiplies ("sum of log-ratios", ...)."""
+def method(
+    name: str, paper: str = "", beta: str = "", tags: Sequence[str] = (), surveyed: bool = False
+) -> Callable[[Callable[..., Loss]], Family]:
+    """Register a loss. `paper`: arXiv id; `beta`: what its beta multiplies ("sum of log-ratios", ...).
+
+    tags: its place in the survey's vocabulary (2503.11701) as leaves that differ from the defaults (pairwise, sentence,
+    offline, single, static, reverse_kl); surveyed: the place is the survey's own, not assigned by us.
+    """
 
     def register(fn: Callable[..., Loss]) -> Family:
         if name in METHODS and METHODS[name].fn.__code__.co_filename != fn.__code__.co_filename:
             raise PrefoptError(f"two methods are called '{name}': {METHODS[name].module} and {fn.__module__}")
-        METHODS[name] = Family(name, fn, paper, beta)
+        METHODS[name] = Family(name, fn, paper, beta, tags, surveyed)
         return METHODS[name]
 
     return register
