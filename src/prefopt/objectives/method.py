@@ -64,7 +64,13 @@ class Family:
     """What `@method` makes of a function: call it with hyperparameters to get a Method."""
 
     def __init__(
-        self, name: str, fn: Callable[..., Loss], paper: str, beta: str, tags: Sequence[str] = (), surveyed: bool = False
+        self,
+        name: str,
+        fn: Callable[..., Loss],
+        paper: str,
+        beta: str,
+        tags: Sequence[str] = (),
+        surveyed: bool = False,
     ):
         self.name, self.fn, self.paper, self.beta = name, fn, paper, beta
         self.tags, self.surveyed = tuple(tags), surveyed
