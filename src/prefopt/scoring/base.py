@@ -14,6 +14,19 @@ Needs = Mapping[str, Mapping[str, Any]]  # Method.needs(): "kind:name" -> how it
 Scored = Mapping[str, Mapping[str, Scores]]  # row set ("responses", "prompt", ...) -> score name -> Scores
 
 
+def asked_of(needs: Needs, grad: bool) -> dict[str, set[str]]:
+    """Row set -> score names wanted of it, for the pass with gradient or for the one without."""
+
+    def names(of: Mapping[str, Any]) -> set[str]:
+        return {key.removeprefix("scores:") for key in of if key.startswith("scores:")}
+
+    asked = {"responses": names(needs)} if grad else {}
+    for key, spec in needs.items():
+        if key.startswith("extras:") and bool(spec.get("grad")) == grad:
+            asked[key.removeprefix("extras:")] = names(spec.get("asked", {"scores:policy": {}}))
+    return {name: scores for name, scores in asked.items() if scores}
+
+
 class Draw(NamedTuple):
     """One example as drawn by the sampler. `epoch` seeds whatever is random about it (noise, dropout).
 

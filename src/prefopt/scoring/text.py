@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
-from .base import Needs
+from .base import Needs, asked_of
 from .batch import EXTRAS, Collator, TextBatch
 from .entry import core, install
 from .reference import ReferenceModel
@@ -54,7 +53,7 @@ class TextScorer:
         self, model: nn.Module, batch: TextBatch, needs: Needs, grad: bool = True
     ) -> dict[str, dict[str, Scores]]:
         """See `base.Scorer`: {"responses": {"policy": Scores, ...}, "prompt": ...}."""
-        asked = _asked(needs, grad)
+        asked = asked_of(needs, grad)
         found: dict[str, dict[str, Scores]] = {}
         with contextlib.nullcontext() if grad else torch.no_grad():
             here = {name: names for name, names in asked.items() if name in batch.rows}
@@ -92,16 +91,3 @@ class TextScorer:
         if self.reference is None:
             raise PrefoptError("this method compares with a reference, and the scorer was made without one")
         return self.reference
-
-
-def _asked(needs: Needs, grad: bool) -> dict[str, set[str]]:
-    """Row set -> score names wanted of it, for the pass with gradient or for the one without."""
-
-    def names(of: Mapping[str, Any]) -> set[str]:
-        return {key.removeprefix("scores:") for key in of if key.startswith("scores:")}
-
-    asked = {"responses": names(needs)} if grad else {}
-    for key, spec in needs.items():
-        if key.startswith("extras:") and bool(spec.get("grad")) == grad:
-            asked[key.removeprefix("extras:")] = names(spec.get("asked", {"scores:policy": {}}))
-    return {name: scores for name, scores in asked.items() if scores}
