@@ -115,6 +115,7 @@ CHAT = {
     "rejected": [{"role": "assistant", "content": "bad"}],
 }
 LIST = {"prompt": "which?", "responses": ["first", "second", "third one"], "scores": [0.2, 0.9, 0.5]}
+FOUR = {"prompt": "which?", "responses": ["first", "second", "third one", "fourth"], "scores": [4, 3, 2, 1]}
 SEVERAL = LIST | {"scores": {"kind": [1, 2, 3], "brief": [3, 2, 1]}}
 WEIGHED = [PAIR | {"prompt": f"{i} {WORDS}", "weight": 1 + i} for i in range(20)]
 DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> (value, what stays, rows)
@@ -127,6 +128,7 @@ DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> 
     "columns": ({"chosen": "rejected", "rejected": "chosen"}, {"layout": "pairs"}, [PAIR] * 4),
     "layout": ("demonstrations", {}, [{"prompt": "a", "completion": "b", "label": True}] * 4),
     "pairing": ("best_worst", {}, [LIST | {"responses": LIST["responses"][:2], "scores": [1, 2]}] * 2 + [LIST]),
+    "chosen_rank": (3, {"pairing": "triple"}, [FOUR] * 4),
     "objective": ("brief", {"pairing": "best_worst"}, [SEVERAL] * 4),
     "soft_labels": ("logistic", {"pairing": "best_worst", "use": ["label_probability"]}, [LIST] * 4),
     "use": (["weight"], {}, WEIGHED),
@@ -281,7 +283,7 @@ def vowels(prompts, a, b):
 
 
 def online(tmp: Path, model: Path, pairs: Path, **rollout: Any) -> dict[str, str]:
-    from prefopt.recipes.online_dpo import run
+    from prefopt.recipes.online_dpo import online_dpo
 
     small = {"rounds": 2, "prompts_per_round": 4, "samples_per_prompt": 2, "max_new_tokens": 6}
     given = {"reward": f"{tmp}/taste.py:short"} if "judge" not in rollout else {}
@@ -289,7 +291,7 @@ def online(tmp: Path, model: Path, pairs: Path, **rollout: Any) -> dict[str, str
     (tmp / "taste.py").write_text(TASTE)
     out = tmp / f"run-{len(list(tmp.iterdir()))}"
     sections = {"method": "online-dpo", "output": str(out), "rollout": small | given | rollout, "train": train}
-    run(run_config(model, pairs, tmp, **sections))
+    online_dpo.run(run_config(model, pairs, tmp, **sections))
     files = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*.json*")}
     identity = (
         json.loads(files["round-2/run/run.json"])["reference"]["identity"] if "round-2/run/run.json" in files else ""

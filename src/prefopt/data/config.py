@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Pairing = Literal["best_worst", "best_rest", "adjacent", "all"]
+Pairing = Literal["best_worst", "best_rest", "adjacent", "all", "triple"]
 Used = Literal["weight", "margin", "label_probability"]
 
 
@@ -26,7 +26,12 @@ class DataConfig(BaseModel):
     columns: dict[str, str] = Field(
         default_factory=dict, description="canonical column name -> the file's column name, e.g. {prompt: question}"
     )
-    pairing: Pairing | None = Field(None, description="how ranked lists of more than two responses become pairs")
+    pairing: Pairing | None = Field(
+        None,
+        description="how ranked lists of more than two responses become pairs; `triple`: the best is gold, the "
+        "second chosen, the last rejected",
+    )
+    chosen_rank: Annotated[int, Field(ge=2)] = Field(2, description="of the chosen response of a `triple`")
     objective: str | None = Field(
         None, description="which of several `scores` orders the responses: its name, or `mean`"
     )
@@ -70,6 +75,8 @@ class DataConfig(BaseModel):
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
                 "or no room is left for a response"
             )
+        if self.chosen_rank != 2 and self.pairing != "triple":
+            raise ValueError("chosen_rank has no effect without pairing: triple; leave it out")
         if self.system is not None and self.strings == "plain":
             raise ValueError("system has no effect with strings: plain; leave one of them out")
         return self

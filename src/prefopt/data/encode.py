@@ -15,6 +15,7 @@ from prefopt.data.pairing import keep_responses
 from prefopt.data.rule import IDENTICAL, only_pairs
 from prefopt.data.split import NOTHING_SCORED, Piece, Split, split
 from prefopt.data.templates import Templates
+from prefopt.data.triples import GOLD_IS_CHOSEN
 from prefopt.data.truncate import plan
 from prefopt.errors import PrefoptError
 
@@ -113,6 +114,7 @@ class Encoder:
         )
         if gold:
             encoded.gold_ids, encoded.gold_mask = sides[k].ids, sides[k].mask
+            self.counts[GOLD_IS_CHOSEN] += any(sides[k].ids == sides[w].ids for w, _ in example.pairs)
         return self._truncated(encoded, example)
 
     def describe(self) -> dict[str, Any]:
@@ -223,7 +225,7 @@ class Encoder:
 
     def _distinct(self, e: Encoded, example: Example) -> Encoded:
         """Drops what truncation or the tokenizer made equal, and what nothing is scored of."""
-        if not all(any(m) for m in e.response_mask):
+        if not all(any(m) for m in [*e.response_mask, *([e.gold_mask] if e.gold_mask is not None else [])]):
             raise TeachesNothing(NOTHING_SCORED)
         alive = [i for i, (a, b) in enumerate(e.pairs) if e.response_ids[a] != e.response_ids[b]]
         if len(alive) == len(e.pairs):

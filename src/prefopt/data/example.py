@@ -19,6 +19,7 @@ NOTE_AXES: dict[str, str] = {
     "rank": "R",  # 1 is best
     "scores/*": "R",  # one objective of several, `scores/NAME`; a missing rating is nan
     "margin": "P",  # by how much the first of the pair is better
+    "gold_score": "P",  # the rating of the gold response, on the scale of `score`
     "weight": "P",  # how much the pair (or, unpaired, the response) counts; >= 0
     "label_probability": "P",  # soft label: the probability that the first of the pair is better, in [0, 1]
     "annotator": "P",  # int, a stable enumeration of the column's values

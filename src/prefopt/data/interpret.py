@@ -26,7 +26,12 @@ assert dialects  # imported for its registrations
 LOOKED_AT = 64
 """Rows that `auto` looks at before it decides, so that one broken row does not decide for a file."""
 
-_PAIR_NOTES = {"margin": fields.number, "weight": fields.weight, "label_probability": fields.probability}
+_PAIR_NOTES = {
+    "margin": fields.number,
+    "gold_score": fields.number,
+    "weight": fields.weight,
+    "label_probability": fields.probability,
+}
 _SIDE_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 _NAMED = {"annotator": ("annotator", "annotator_id"), "domain": ("domain",), "user": ("user", "user_id")}
 

@@ -207,3 +207,27 @@ def merged(conversation: list[Message]) -> list[Message]:
         else:
             result.append(message)
     return result
+
+
+def content(message: Message) -> str:
+    """What a message says, thinking and calls included, as one text."""
+    calls = "".join(str(c) for c in message.get("tool_calls") or ())
+    return said(message) + (message.get("reasoning_content") or "") + calls
+
+
+def is_empty(response: Any) -> bool:
+    """No text in an assistant's last turn, or no text at all; images are never empty."""
+    if isinstance(response, str):
+        return not response.strip()
+    if isinstance(response, list):
+        return not response or not content(response[-1]).strip()
+    return False
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equal texts, up to white space around them, or equal bytes."""
+    if isinstance(first, str) and isinstance(second, str):
+        return first.strip() == second.strip()
+    if isinstance(first, list) and isinstance(second, list):
+        return [(m["role"], content(m).strip()) for m in first] == [(m["role"], content(m).strip()) for m in second]
+    return type(first) is type(second) and bool(first == second)

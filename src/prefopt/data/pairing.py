@@ -96,6 +96,8 @@ def _candidates(ranked: list[int], pairing: str) -> list[tuple[int, int]]:
         return [(ranked[0], other) for other in ranked[1:]]
     if pairing == "adjacent":
         return list(pairwise(ranked))
+    if pairing == "triple":  # of gold, chosen and rejected (triples.as_triple)
+        return [(ranked[-2], ranked[-1])]
     return [(a, b) for i, a in enumerate(ranked) for b in ranked[i + 1 :]]
 
 

@@ -20,15 +20,20 @@ from tqdm.auto import tqdm
 from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import ENUMERATED, Example
+from prefopt.data.messages import content
 from prefopt.data.readers import content_hash, total_bytes
-from prefopt.data.rule import Ledger, content, log, refuse_one_class
+from prefopt.data.rule import Ledger, log, refuse_one_class
 from prefopt.data.source import read_examples
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
+from prefopt.data.triples import GOLD_IS_CHOSEN
 from prefopt.errors import PrefoptError
 from prefopt.files import cache_folder
 
-_VERSION = 1
+_VERSION = 2
 """Raised when the same data would be encoded otherwise, so that no stale set is read."""
+
+SMALL_SHARE = 0.01
+"""Share of the rows up to which a remark is not worth a warning."""
 
 OPTIONAL = frozenset({"weight", "margin", "label_probability"})
 """Notes that change a loss, and so are carried only where `data.use` or the method asks for them."""
@@ -79,6 +84,9 @@ def _tell(record: dict[str, Any], paths: list[str]) -> None:
     counts = {
         what: record["encoding"].get(what) for what in ("truncated on one side only", "seam merges", "moved boundaries")
     }
+    gold = record["encoding"].get(GOLD_IS_CHOSEN, 0)
+    if gold > SMALL_SHARE * record["kept"]:  # the contrast then pulls against the imitation of the same answer
+        counts[GOLD_IS_CHOSEN] = gold
     for what, count in counts.items():
         if count:
             log.warning("%s: %d x %s", ", ".join(paths), count, what)
@@ -225,7 +233,8 @@ class _Preparation:
                 notes[name] = [self.names[name].index(v) for v in value] if name in ENUMERATED else value
             elif name.startswith("scores/"):
                 notes[name] = [float("nan")] * len(example.responses)
-        return replace(example, notes=notes, steps=example.steps if "step_index" in self.notes else None)
+        gold = example.gold if "gold" in self.needs or not self.needs else None  # unasked it would only take room
+        return replace(example, notes=notes, gold=gold, steps=example.steps if "step_index" in self.notes else None)
 
     def _is_eval(self, example: Example) -> bool:
         """Decided by the prompt alone, so that no prompt is on both sides."""

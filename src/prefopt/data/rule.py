@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefopt.data.config import DataConfig
-from prefopt.data.example import Example, Message, axes
+from prefopt.data.example import Example, axes
 from prefopt.data.fields import TeachesNothing, Unreadable
-from prefopt.data.messages import said
+from prefopt.data.messages import content, is_empty, same
 from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
+from prefopt.data.triples import as_triple, check_order
 from prefopt.errors import PrefoptError
 
 log = logging.getLogger("prefopt.data")
@@ -137,7 +138,7 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
         raise Unreadable("has a prompt and no response", "missing")
     pairwise = any(n.startswith("pairs") for n in needs) or "label" in needs
     if pairwise and (len(example.responses) > 1 or example.pairs):
-        example = pair_up(example, config)
+        example = (as_triple if config.pairing == "triple" and not example.pairs else pair_up)(example, config)
     example = _without_lessonless(example, config, needs)
     if "label" in needs:
         example = to_labelled(example)
@@ -149,9 +150,10 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
         raise Unreadable("has no 'steps', which the method needs", "missing")
     if "gold" in needs:
         if example.gold is None:
-            raise Unreadable("has no 'gold', which the method needs", "missing")
+            raise Unreadable("has no 'gold', which the method needs (ranked lists: data.pairing = triple)", "missing")
         if is_empty(example.gold):
             raise TeachesNothing(EMPTY_ANSWER)
+        check_order(example)
     return example
 
 
@@ -206,27 +208,3 @@ def only_pairs(example: Example, alive: list[int]) -> Example:
         for n, v in example.notes.items()
     }
     return replace(example, pairs=tuple(example.pairs[i] for i in alive), notes=notes)
-
-
-def content(message: Message) -> str:
-    """What a message says, thinking and calls included, as one text."""
-    calls = "".join(str(c) for c in message.get("tool_calls") or ())
-    return said(message) + (message.get("reasoning_content") or "") + calls
-
-
-def is_empty(response: Any) -> bool:
-    """No text in an assistant's last turn, or no text at all; images are never empty."""
-    if isinstance(response, str):
-        return not response.strip()
-    if isinstance(response, list):
-        return not response or not content(response[-1]).strip()
-    return False
-
-
-def same(first: Any, second: Any) -> bool:
-    """Equal texts, up to white space around them, or equal bytes."""
-    if isinstance(first, str) and isinstance(second, str):
-        return first.strip() == second.strip()
-    if isinstance(first, list) and isinstance(second, list):
-        return [(m["role"], content(m).strip()) for m in first] == [(m["role"], content(m).strip()) for m in second]
-    return type(first) is type(second) and bool(first == second)

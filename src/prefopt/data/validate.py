@@ -21,11 +21,13 @@ from prefopt.data.example import Example, axes
 from prefopt.data.fields import TeachesNothing, Unreadable
 from prefopt.data.images import is_image
 from prefopt.data.interpret import Interpreter, recognise, rename
+from prefopt.data.messages import content, same
 from prefopt.data.prepare import prompt_key
 from prefopt.data.readers import Row, read_rows, total_bytes
 from prefopt.data.row_fields import Modality
-from prefopt.data.rule import content, fit
+from prefopt.data.rule import fit
 from prefopt.data.source import KINDS
+from prefopt.data.triples import GOLD_IS_CHOSEN
 from prefopt.errors import PrefoptError
 
 Severity = Literal["error", "warn", "info"]
@@ -199,6 +201,8 @@ class _Doctor:
         self.prompts.add(prompt)
         for a, b in example.pairs:
             better, worse = _text(example.responses[a]), _text(example.responses[b])
+            if example.gold is not None and same(example.gold, example.responses[a]):
+                self._find(GOLD_IS_CHOSEN, "warn", where, "the gold response is imitated, the chosen one contrasted")
             key, turned = _hash(prompt, better, worse), _hash(prompt, worse, better)
             if key in self.pairs:
                 self._find("duplicate pairs", "warn", where)

@@ -50,7 +50,7 @@ def _data(config: RunConfig, method: Method, kind: str) -> Idle:
             if key in given:
                 yield f"data.{key}", "the data are images"
     ordered = any(n.startswith("pairs") or n == "label" for n in needs)
-    for key in ("pairing", "objective", "soft_labels"):
+    for key in ("pairing", "chosen_rank", "objective", "soft_labels"):
         if key in given and not ordered:
             yield f"data.{key}", f"{method.name} makes no pairs"
     if data.soft_labels and "label_probability" not in {*data.use, *needs}:
