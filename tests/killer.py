@@ -32,6 +32,7 @@ CHANGES = {
 
 def main() -> None:
     import prefopt.cli
+    import prefopt.rollout.samples
     import prefopt.recipes.online_dpo
     import prefopt.training.diffusion_task
     import prefopt.training.run

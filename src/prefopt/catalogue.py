@@ -36,14 +36,14 @@ def _method(f: Family) -> dict[str, Any]:
 
 
 def _recipe(name: str) -> dict[str, Any]:
-    module = recipes.load_all()[name]
+    found = recipes.load_all()[name]
     return {
         "name": name,
         "kind": "recipe",
         "family": "recipe",
-        "paper": module.PAPER,
-        "description": (module.__doc__ or "").strip(),
+        "paper": found.paper,
+        "description": found.family.__doc__ or "",
         "beta": "",
-        "needs": list(module.NEEDS),
-        "hyperparameters": module.hyperparameters(),
+        "needs": list(found.needs),
+        "hyperparameters": found.hyperparameters(),
     }

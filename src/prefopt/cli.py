@@ -91,6 +91,8 @@ def _print_outcome(outcome: Any) -> None:
             table.add_row(name, value)
         out.print(table)
         out.print("dry run: nothing was trained or written")
+    elif outcome.status.startswith("dry run"):
+        out.print(outcome.status, soft_wrap=True)
     elif outcome.status == "was finished":
         out.print(f"{outcome.folder} holds this run, finished; nothing to do")
     elif outcome.status == "finished":

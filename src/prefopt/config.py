@@ -62,6 +62,12 @@ class ReferenceConfig(Section):
     path: str | None = Field(None, description="another model than the one that training starts from")
 
 
+class SourceConfig(Section):
+    """Another frozen model that the method asks for by a name of its own (text only)."""
+
+    path: str = Field(description="a transformers folder, an adapter folder, or a hub name; the policy's tokenizer")
+
+
 class DenoisingConfig(Section):
     """Diffusion only."""
 
@@ -147,6 +153,7 @@ class RunConfig(Section):
     data: DataConfig
     train: dict[str, Any] = Field(default_factory=dict)
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)  # type: ignore[arg-type]
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)  # name as the method asks for it -> model
     denoising: DenoisingConfig = Field(default_factory=DenoisingConfig)  # type: ignore[arg-type]
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)  # type: ignore[arg-type]
     output: str
@@ -247,10 +254,23 @@ def make(content: Mapping[str, Any]) -> RunConfig:
             raise PrefoptError(f"{name} must be a section of keys, it is {content[name]!r}")
         else:
             _refuse_unknown(name, content[name], kind)
+    content["sources"] = _sources(content.get("sources"))
     try:
         return RunConfig(**content)
     except ValidationError as e:
         raise PrefoptError(_in_words(e)) from None
+
+
+def _sources(content: Any) -> dict[str, Any]:
+    """`sources: {NAME: FOLDER}` or `{NAME: {path: FOLDER}}`."""
+    if not isinstance(content or {}, dict):
+        raise PrefoptError(f"sources must be a section of names, each with a model's folder; it is {content!r}")
+    named = {k: {"path": v} if isinstance(v, str) else v for k, v in (content or {}).items()}
+    for name, value in named.items():
+        if not isinstance(value, dict):
+            raise PrefoptError(f"sources.{name} = {value!r}: must be a model's folder, or a section with its `path`")
+        _refuse_unknown(f"sources.{name}", value, SourceConfig)
+    return named
 
 
 def check_train(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def papers() -> list[Paper]:
     found = []
     for line in _TABLE.strip().splitlines():
         slug, arxiv, title, modality = line.split("|")
-        status = "method" if slug in METHODS else "recipe" if slug in recipes.names() else "to come"
+        in_steps = any(r.paper == arxiv for r in recipes.load_all().values())
+        status = "method" if slug in METHODS else "recipe" if in_steps else "to come"
         found.append(Paper(slug, arxiv, title, modality, status, verdict(slug)))
     return found
 

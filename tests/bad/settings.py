@@ -96,7 +96,7 @@ bad.train("online_without_reward", "", "rollout.reward", "rollout.judge", method
 bad.train(
     "online_with_a_pointwise_method", "method.base=kto rollout.reward=a:b", "method.base", "kto", method="online-dpo"
 )
-bad.train("online_with_unknown_key", "method.beta=1 rollout.reward=a:b", "method.beta", "base", method="online-dpo")
+bad.train("online_with_unknown_key", "method.beta=1 rollout.reward=a:b", "'beta'", "base", method="online-dpo")
 bad.train("online_reward_missing", "rollout.reward=nowhere:f", "nowhere", "reward", method="online-dpo")
 
 

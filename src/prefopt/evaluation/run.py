@@ -90,11 +90,22 @@ def elsewhere(data: DataConfig, path: str) -> DataConfig:
 
 
 def run_config(folder: Path) -> RunConfig:
-    """The configuration of a run folder, or of the run that a checkpoint belongs to."""
+    """The configuration of a run folder, of the run that a checkpoint belongs to, or of a recipe's last step."""
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         if (place / "config.yaml").is_file():
-            return make(read_yaml(place / "config.yaml"))
+            record = json.loads((place / "run.json").read_text()) if (place / "run.json").is_file() else {}
+            if "plan" not in record:
+                return make(read_yaml(place / "config.yaml"))
+            if record.get("final") is None:
+                raise PrefoptError(f"{folder} holds several models ({', '.join(record['plan'])}): name one of them")
+            last = make(read_yaml(place / record["final"] / "config.yaml"))
+            return last.model_copy(update={"model": last.model.model_copy(update={"path": _start(place)})})
     raise PrefoptError(f"{folder} holds no run (no config.yaml); give the output folder of prefopt train")
+
+
+def _start(folder: Path) -> str:
+    """What a recipe as a whole started from."""
+    return make(read_yaml(folder / "config.yaml")).model.path
 
 
 def _evaluate(

@@ -14,9 +14,12 @@ from ..objectives.method import METHODS, Family
 
 @functools.cache
 def load_all() -> None:
-    """Import every file below this folder: each registers its method."""
-    for found in pkgutil.walk_packages(__path__, __name__ + "."):
-        importlib.import_module(found.name)
+    """Import every file below this folder, and the recipes', which may end in a method of their own."""
+    from .. import recipes
+
+    for package in (__import__(__name__, fromlist=["*"]), recipes):
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            importlib.import_module(found.name)
 
 
 def load_file(path: Path) -> Family:

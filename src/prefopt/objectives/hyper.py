@@ -55,9 +55,14 @@ def validate(method: str, key: str, value: Any, hint: Any) -> Any:
             fail(f"must be one of {', '.join(map(str, choices))}")
         return value
     if typing.get_origin(hint) is tuple:
+        each = Real if (inner := typing.get_args(hint)[0]) is float else inner
         if not isinstance(value, (list, tuple)):
-            fail("must be a list of numbers")
-        return tuple(validate(method, key, v, Real) for v in value)
+            fail(f"must be a {describe(hint)}")
+        return tuple(validate(method, key, v, each) for v in value)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            fail("must be a section of keys")
+        return dict(value)
     if type(None) in typing.get_args(hint):
         return None if value is None else validate(method, key, value, typing.get_args(hint)[0])
     if hint in (bool, int, str) and type(value) is not hint:
@@ -72,7 +77,9 @@ def describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return "list of numbers"
+        return "list of texts" if typing.get_args(hint)[0] is str else "list of numbers"
+    if typing.get_origin(hint) is dict:
+        return "a section of keys"
     if type(None) in typing.get_args(hint):
         return f"{describe(typing.get_args(hint)[0])}, or none"
     return {bool: "true or false", int: "whole number", str: "text"}.get(hint, "a method")

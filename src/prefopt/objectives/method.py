@@ -99,8 +99,9 @@ class Family:
             return validate(self.name, key, value, self.hints[key])
         if isinstance(value, (str, dict)):
             named = {"name": value} if isinstance(value, str) else value
-            require("name" in named, f"{self.name}.{key} = {value!r}: the method's name is missing")
-            value = get_method(**named)
+            usual = {"name": self.defaults[key].name} if isinstance(self.defaults[key], Method) else {}
+            require("name" in {**usual, **named}, f"{self.name}.{key} = {value!r}: the method's name is missing")
+            value = get_method(**{**usual, **named})
         if not isinstance(value, Method):
             raise PrefoptError(f"{self.name}.{key} = {value!r}: must be a method's name, or name and hyperparameters")
         return replace(value, key=key)

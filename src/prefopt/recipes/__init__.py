@@ -1,6 +1,6 @@
-"""Papers that need several steps: plain functions over the same building blocks, one file each.
+"""Papers that need several steps: one file each over the same building blocks (see steps.py for how one is written).
 
-A recipe module defines `NAME`, `PAPER`, `run(config, ...)` and is found by its file.
+Adding a file here is all it takes; `load_all` finds it. A recipe's file may define the method that it ends in.
 """
 
 from __future__ import annotations
@@ -8,15 +8,17 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .steps import Recipe
 
 
 @functools.cache
-def load_all() -> dict[str, ModuleType]:
-    """Recipe name -> its module."""
-    found = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return {m.NAME: m for m in found if hasattr(m, "NAME")}
+def load_all() -> dict[str, Recipe]:
+    """Recipe name -> recipe."""
+    for found in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{found.name}")
+    from .steps import RECIPES
 
-
-def names() -> list[str]:
-    return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__))
+    return RECIPES
