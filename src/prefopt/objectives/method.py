@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import typing
@@ -14,6 +15,7 @@ from ..errors import PrefoptError
 from .hyper import validate
 from .loss import Loss
 from .responses import Responses
+from .taxonomy import check_tags
 
 METHODS: dict[str, Family] = {}
 
@@ -106,6 +108,12 @@ class Family:
             raise PrefoptError(f"{self.name}.{key} = {value!r}: must be a method's name, or name and hyperparameters")
         return replace(value, key=key)
 
+    def with_defaults(self, settings: Mapping[str, Any]) -> Family:
+        """The same method with other defaults (an alias's)."""
+        other = copy.copy(self)
+        other.defaults = {**self.defaults, **settings}
+        return other
+
     @property
     def family(self) -> str:
         """The folder that the method's file lies in: pairwise, listwise, ..."""
@@ -124,6 +132,7 @@ def method(
     def register(fn: Callable[..., Loss]) -> Family:
         if name in METHODS and METHODS[name].fn.__code__.co_filename != fn.__code__.co_filename:
             raise PrefoptError(f"two methods are called '{name}': {METHODS[name].module} and {fn.__module__}")
+        check_tags(tags, name)
         METHODS[name] = Family(name, fn, paper, beta, tags, surveyed)
         return METHODS[name]
 
@@ -131,15 +140,19 @@ def method(
 
 
 def family(name: str) -> Family:
-    """The registered method called `name`."""
+    """The registered method called `name`; of an alias, the method with the alias's settings as its defaults."""
     from .. import methods
+    from .aliases import ALIASES, lookup
 
     methods.load_all()
-    if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise PrefoptError(f"no method '{name}'{hint} There are {', '.join(sorted(METHODS))}")
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    slug, settings = lookup(name) or (name, {})
+    if slug in METHODS:
+        return METHODS[slug].with_defaults(settings)
+    close = difflib.get_close_matches(name, [*METHODS, *ALIASES], 1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise PrefoptError(f"no method '{name}'{hint} There are {', '.join(sorted(METHODS))}")
 
 
 def get_method(name: str, **hyper: Any) -> Method:

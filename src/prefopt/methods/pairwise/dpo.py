@@ -7,7 +7,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import comparison
 
 
-@method("dpo", paper="2305.18290", beta="sum of log-ratios")
+@method("dpo", paper="2305.18290", beta="sum of log-ratios", surveyed=True)
 def dpo(
     r: Responses,
     *,

@@ -7,7 +7,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry, log_odds
 
 
-@method("orpo", paper="2403.07691", beta="log odds ratio (the paper's lambda)")
+@method("orpo", paper="2403.07691", beta="log odds ratio (the paper's lambda)", tags=("free",), surveyed=True)
 def orpo(r: Responses, *, beta: Positive = 0.1, nll_scope: Literal["full", "completion"] = "full") -> Loss:
     """Odds Ratio Preference Optimization (eqs. 6-7): NLL - beta log sigmoid(log odds_w - log odds_l).
 

@@ -7,7 +7,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import comparison
 
 
-@method("simpo", paper="2405.14734", beta="mean log-probability")
+@method("simpo", paper="2405.14734", beta="mean log-probability", tags=("free", "length_bias"), surveyed=True)
 def simpo(
     r: Responses,
     *,
@@ -17,8 +17,9 @@ def simpo(
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid",
     sft_weight: NonNegative = 0.0,
 ) -> Loss:
-    """SimPO (eq. 6): the average log-probability is the reward, no reference model, a target margin gamma.
+    """SimPO (eq. 6): -log sigmoid(beta mean log pi(y_w) - beta mean log pi(y_l) - gamma).
 
+    The average log-probability is the reward; no reference model; a target margin.
     gamma_beta_ratio: the paper's gamma divided by beta. Rewards are reported without the margin.
     """
     w, l = r.pairs()

@@ -4,7 +4,7 @@ from ...objectives.method import method
 from ...objectives.responses import Responses
 
 
-@method("slic", paper="2305.10425")
+@method("slic", paper="2305.10425", tags=("free",))
 def slic(r: Responses, *, delta: Positive = 1.0, reg: NonNegative = 0.1) -> Loss:
     """SLiC-HF (eq. 2): max(0, delta - log pi(y_w) + log pi(y_l)) - reg log pi(y_w); sums, no reference.
 

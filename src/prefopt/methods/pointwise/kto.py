@@ -6,7 +6,7 @@ from ...objectives.method import method
 from ...objectives.responses import Responses
 
 
-@method("kto", paper="2402.01306", beta="sum of log-ratios")
+@method("kto", paper="2402.01306", beta="sum of log-ratios", tags=("pointwise",), surveyed=True)
 def kto(
     r: Responses, *, beta: Positive = 0.1, desirable_weight: Positive = 1.0, undesirable_weight: Positive = 1.0
 ) -> Loss:

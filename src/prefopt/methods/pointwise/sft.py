@@ -3,7 +3,7 @@ from ...objectives.method import method
 from ...objectives.responses import Responses
 
 
-@method("sft")
+@method("sft", tags=("pointwise", "free"))
 def sft(r: Responses) -> Loss:
     """Supervised fine-tuning: the token mean of -log pi over chosen responses, or over demonstrations without pairs.
 

@@ -4,7 +4,7 @@ from ...objectives.method import method
 from ...objectives.responses import Responses
 
 
-@method("bt-reward", paper="2406.09279")
+@method("bt-reward", paper="2406.09279", tags=("free",))
 def bt_reward(r: Responses, *, use_margin: bool = False, center_coefficient: NonNegative = 0.0) -> Loss:
     """Bradley-Terry reward model (card `unpacking`): -log sigmoid(r(y_w) - r(y_l) - margin), r from a scalar head.
 
