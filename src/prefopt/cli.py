@@ -105,30 +105,45 @@ def _print_outcome(outcome: Any) -> None:
 @app.command(name="methods")
 def methods_(
     name: Annotated[str | None, typer.Argument(help="one method, in full")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", "-t", help="only those with this tag of the survey; given again: and")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What there is: family, needs, hyperparameters with defaults and ranges, paper."""
+    """What there is: place among all methods, needs, hyperparameters with defaults and ranges, paper."""
     from .catalogue import methods
+    from .objectives.taxonomy import told
 
-    found = methods(name)
+    if name is not None and tags:
+        raise PrefoptError(f"--tag has no effect beside the name {name}: give one of them")
+    found = methods(name, tags or ())
     if as_json:
         print(json.dumps(found if name is None else found[0], indent=2))
     elif name is not None:
         _print_method(found[0])
     else:
-        table = Table("method", "family", "needs", "hyperparameters", "paper", box=None, header_style="bold")
+        table = Table("method", "family", "tags", "needs", "hyperparameters", "paper", box=None, header_style="bold")
         for m in found:
             keys = ", ".join(f"{h['name']}={h['default']}" for h in m["hyperparameters"])
-            table.add_row(m["name"], m["family"], ", ".join(m["needs"]), keys, m["paper"])
+            differs = ", ".join(leaves for _, leaves in told(m["place"], brief=True))
+            table.add_row(m["name"], m["family"], differs, ", ".join(m["needs"]), keys, m["paper"])
         out.print(table)
+        if tags and not found:
+            out.print(f"no method carries {' and '.join(tags)}")
 
 
 def _print_method(m: dict[str, Any]) -> None:
+    from .objectives.taxonomy import told
+
     out.print(f"[bold]{m['name']}[/bold]  ({m['family']}{', arXiv ' + m['paper'] if m['paper'] else ''})")
     out.print(m["description"], markup=False, highlight=False)
     out.print(f"needs: {', '.join(m['needs'])}")
     if m["beta"]:
         out.print(f"beta multiplies: {m['beta']}")
+    record = Table("place", "tags (vocabulary of arXiv 2503.11701)", box=None, header_style="bold")
+    for dimension, leaves in told(m["place"]):
+        record.add_row(dimension, leaves)
+    out.print(record)
     table = Table("hyperparameter", "default", "values", box=None, header_style="bold")
     for h in m["hyperparameters"]:
         table.add_row(h["name"], str(h["default"]), h["values"])
