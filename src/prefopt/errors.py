@@ -6,3 +6,7 @@ class PrefoptError(ValueError):
 
     The command line prints the message and ends with exit code 2; `--debug` shows the traceback.
     """
+
+
+class NotFinite(PrefoptError):
+    """Training or its result left the finite numbers: a finding about the settings, not a wrong input."""
