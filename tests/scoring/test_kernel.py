@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefopt import PrefoptError
 from prefopt.scoring.kernel import Head, Reference, token_numbers
 
 K, V, H = 13, 37, 6
@@ -158,3 +159,100 @@ def test_kept_probabilities_respect_the_budget(monkeypatch: pytest.MonkeyPatch) 
             "logps"
         ].sum().backward()
         assert biggest == most
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_gradient_of_the_kl_is_policy_minus_reference(frozen: bool, softcap: float | None) -> None:
+    """d KL(ref || pi)/d logits = pi - ref at every position, whatever the tile; nothing reaches the reference."""
+    hidden, weight, bias, targets = inputs()
+    other = Reference(a_reference().hidden.requires_grad_(), a_reference().head)
+    h, w = hidden.requires_grad_(), weight.requires_grad_(not frozen)
+    kl = token_numbers(h, Head(w, bias, 1.0, softcap), targets, ("token_kl",), other, tile=5)["token_kl"]
+    g = torch.linspace(-1, 2, K, dtype=torch.float64)
+    kl.backward(g)
+    z = hidden.detach() @ weight.detach().T + bias
+    capped = z if softcap is None else softcap * torch.tanh(z / softcap)
+    q = plain(other.hidden.detach(), other.head, targets, other)
+    assert q["token_kl"].abs().max() < 1e-12
+    refz = 4.0 * torch.tanh(0.7 * (other.hidden.detach() @ other.head.weight.T + other.head.bias) / 4.0)
+    slope = g[:, None] * (torch.softmax(capped, -1) - torch.softmax(refz, -1))
+    if softcap is not None:
+        slope = slope * (1 - (capped / softcap) ** 2)
+    torch.testing.assert_close(h.grad, slope @ weight.detach(), atol=1e-12, rtol=1e-10)
+    assert other.hidden.grad is None
+    if not frozen:
+        torch.testing.assert_close(w.grad, slope.T @ hidden.detach(), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_word_of_probability_zero_counts_nothing(frozen: bool) -> None:
+    """Words that a head forbids (a bias of minus infinity): 0 log 0 = 0 in KL, entropy and their gradients."""
+    hidden, weight, bias, targets = inputs()
+    targets = targets.clamp(min=4)
+    mine, theirs = bias.clone(), bias.clone()
+    mine[:2], theirs[:3] = -torch.inf, -torch.inf  # 0, 1 by both, 2 by the reference alone
+    told = Reference(a_reference().hidden, Head(weight.detach().clone(), theirs))
+    h, w = hidden.requires_grad_(), weight.requires_grad_(not frozen)
+    out = token_numbers(h, Head(w, mine), targets, WANT, told, tile=4)
+    p = torch.log_softmax(h @ w.T + mine, -1)
+    q = torch.log_softmax(told.hidden @ told.head.weight.T + theirs, -1)
+    kl = (q[:, 3:].exp() * (q[:, 3:] - p[:, 3:])).sum(-1)
+    entropy = -(p[:, 2:].exp() * p[:, 2:]).sum(-1)
+    torch.testing.assert_close(out["token_kl"], kl)
+    torch.testing.assert_close(out["entropy"], entropy)
+    leaves = [h] if frozen else [h, w]
+    got = torch.autograd.grad(2 * out["token_kl"].sum() + out["entropy"].sum(), leaves)
+    for g, want in zip(got, torch.autograd.grad(2 * kl.sum() + entropy.sum(), leaves), strict=True):
+        torch.testing.assert_close(g, want, atol=1e-12, rtol=1e-10)
+
+
+def test_a_word_that_only_the_policy_forbids_makes_the_kl_infinite() -> None:
+    hidden, weight, bias, targets = inputs()
+    mine = bias.clone()
+    mine[5] = -torch.inf
+    kl = token_numbers(hidden, Head(weight, mine), targets, ("token_kl",), Reference(hidden, Head(weight, bias)))
+    assert (kl["token_kl"] == torch.inf).all()
+
+
+def test_a_reference_of_another_vocabulary_is_refused() -> None:
+    hidden, weight, bias, targets = inputs()
+    other = Reference(hidden, Head(weight[:-2], bias[:-2]))
+    with pytest.raises(PrefoptError, match=f"vocabulary has {V} words, the reference's {V - 2}; .*reference.path"):
+        token_numbers(hidden, Head(weight, bias), targets, ("token_kl",), other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_kl_over_a_large_vocabulary_and_in_half_precision(dtype: torch.dtype, frozen: bool) -> None:
+    """Against float64 on the same (rounded) numbers; logits with a spread of tens underflow most of the vocabulary."""
+    g = torch.Generator().manual_seed(1)
+    k, v, width = 6, 60_000, 16
+    h, ref = (3 * torch.randn(k, width, generator=g) for _ in range(2))
+    w = torch.randn(v, width, generator=g)
+    h, ref, w = (x.to(dtype) for x in (h, ref, w))
+    targets = torch.randint(v, (k,), generator=g)
+    found = []
+    for precise in (True, False):
+        a = (h.double() if precise else h.clone()).requires_grad_()
+        b = (w.double() if precise else w.clone()).requires_grad_(not frozen)
+        if precise:
+            told = Reference(ref.double(), Head(w.double()))
+            kl = plain(a, Head(b), targets, told)["token_kl"]
+        else:
+            kl = token_numbers(a, Head(b), targets, ("logps", "token_kl"), Reference(ref, Head(w)), tile=4)["token_kl"]
+        grads = torch.autograd.grad((kl * torch.arange(1, k + 1)).sum(), [a] if frozen else [a, b])
+        found.append([kl.detach().double(), *(x.double() for x in grads)])
+    half = dtype == torch.bfloat16
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(
+            got, want, rtol=0.05 if half else 1e-4, atol=(0.05 if half else 1e-4) * want.abs().max()
+        )
+
+
+def test_of_equal_models_the_kl_is_zero_in_every_precision() -> None:
+    hidden, weight, bias, targets = (x if x.dtype == torch.long else x.float() for x in inputs())
+    for dtype in (torch.float32, torch.bfloat16):
+        h, head = hidden.to(dtype), Head(weight.to(dtype), bias.to(dtype))
+        kl = token_numbers(h, head, targets, ("logps", "token_kl"), Reference(h, head))["token_kl"]
+        assert not kl.any()

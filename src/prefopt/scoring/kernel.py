@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import PrefoptError
+
 TILE_ELEMENTS = {"cuda": 1 << 26, "cpu": 1 << 22}  # float32: 268 MB; 17 MB, half of a server's L3
 KEEP_BYTES = {"cuda": 512 << 20, "cpu": 256 << 20}
 NUMBERS = ("logps", "entropy", "token_kl")
@@ -68,6 +70,12 @@ def token_numbers(
     device = hidden.device.type
     keep = KEEP_BYTES.get(device, KEEP_BYTES["cuda"]) if keep_bytes is None else keep_bytes
     rows = tile or max(1, TILE_ELEMENTS.get(device, TILE_ELEMENTS["cuda"]) // len(head.weight))
+    told = None if reference is None else reference.head
+    if told is not None and len(told.weight) != len(head.weight):
+        raise PrefoptError(
+            f"the exact KL compares whole distributions: the policy's vocabulary has {len(head.weight)} words, the "
+            f"reference's {len(told.weight)}; take a reference with the same output head (reference.path)"
+        )
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
     weight = head.weight.to(dtype)
     spec = _Spec(tuple(want), rows, keep, head.scale, head.cap, reference)
@@ -189,26 +197,32 @@ class _Tile:
         if name == "logps":
             return self.logp.gather(1, self.targets[:, None])[:, 0]
         if name == "entropy":
-            return -(self.logp.exp() * self.logp).sum(-1)
+            return -_expected(self.logp.exp(), self.logp.clone()).sum(-1)
         assert self.reference is not None
-        return (self.reference.exp() * (self.reference - self.logp)).sum(-1)
+        return _expected(self.reference.exp(), self.reference - self.logp).sum(-1)
 
     def slope(self, g: dict[str, Tensor]) -> Tensor:
         """d(sum of g * number)/d(projection) [t, V], before head scale and softcap."""
         p = self.logp.exp()
-        total = torch.zeros_like(p)
+        surprise = _expected(p, self.logp + self.value("entropy")[:, None]) if "entropy" in g else None
+        on_p = [sign * g[name] for name, sign in (("logps", -1), ("token_kl", 1)) if name in g]
+        total = p.mul_(torch.stack(on_p).sum(0)[:, None]) if on_p else p.zero_()
+        if surprise is not None:
+            total.addcmul_(surprise, -g["entropy"][:, None])
         if "logps" in g:
-            total.addcmul_(p, -g["logps"][:, None])
             total.scatter_add_(1, self.targets[:, None], g["logps"][:, None])
-        if "entropy" in g:
-            total.addcmul_(p * (self.logp + self.value("entropy")[:, None]), -g["entropy"][:, None])
         if "token_kl" in g:
             assert self.reference is not None
-            total.addcmul_(p - self.reference.exp(), g["token_kl"][:, None])
+            total.addcmul_(self.reference.exp(), -g["token_kl"][:, None])
         if self.norm is not None:
             assert self.spec.cap is not None
             total *= 1 - ((self.logp + self.norm) / self.spec.cap).square()
         return total.mul_(self.spec.scale) if self.spec.scale != 1.0 else total
+
+
+def _expected(p: Tensor, x: Tensor) -> Tensor:
+    """p * x [t, V], in x's memory; what has probability zero counts nothing, though its logarithm be infinite."""
+    return x.mul_(p).masked_fill_(p == 0, 0.0)
 
 
 def _logits(
