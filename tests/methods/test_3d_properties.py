@@ -73,9 +73,9 @@ def test_sequence_gradients_are_the_closed_forms(norm: str) -> None:
     want = torch.zeros_like(got)
     for w, l in b.pairs:
         (_, R_w, n), (_, R_l, _) = parts(b, w), parts(b, l)
-        q = 1 / (1 + math.exp(plus * R_w - minus * R_l))
-        want[w] -= b.mask[w] * (plus * q + gamma / (n if norm == "mean" else 1)) / len(b.pairs)
-        want[l] += b.mask[l] * minus * q / len(b.pairs)
+        q = 1 / (1 + math.exp((plus * R_w - minus * R_l).item()))
+        want[w] -= b.mask[w].double() * (plus * q + gamma / (n if norm == "mean" else 1)) / len(b.pairs)
+        want[l] += b.mask[l].double() * minus * q / len(b.pairs)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-15)
 
 

@@ -11,7 +11,7 @@ import torch
 from ragged import Ragged, ragged
 from torch import Tensor
 
-from prefopt import PrefoptError, get_method
+from prefopt import PrefoptError, Responses, get_method
 
 
 def ratios(b: Ragged, row: int) -> list[Tensor]:
@@ -122,9 +122,9 @@ def test_sampo_draws_as_many_tokens_on_both_sides_and_all_of_the_shorter():
     loss = get_method("sampo", beta=1.0)(b.responses())
     slope = torch.autograd.grad(loss.rewards[0].sum(), b.policy, retain_graph=True)[0]
     other = torch.autograd.grad(loss.rewards[1].sum(), b.policy)[0]
-    once = [(i, pair) for i, pair in enumerate(b.pairs) if sum(pair[0] in p for p in b.pairs) == 1]
+    once = [pair for pair in b.pairs if all(sum(row in p for p in b.pairs) == 1 for row in pair)]
     assert once
-    for _, (w, l) in once:
+    for w, l in once:
         m = min(int(b.mask[w].sum()), int(b.mask[l].sum()))
         for row, grad in ((w, slope), (l, other)):
             assert set(grad[row].tolist()) <= {0.0, 1.0}
@@ -136,8 +136,6 @@ def test_sampo_draws_differently_for_other_lengths_and_equally_again():
     def drawn(short: int) -> list[float]:
         mask = torch.ones(2, 40)
         mask[1, short:] = 0
-        from prefopt import Responses
-
         p = torch.zeros(2, 40, dtype=torch.float64, requires_grad=True)
         r = Responses.of(policy_logps=p, reference_logps=torch.zeros(2, 40), mask=mask, pairs="halves")
         return torch.autograd.grad(get_method("sampo", beta=1.0)(r).rewards[0].sum(), p)[0][0].tolist()

@@ -17,6 +17,10 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "robust-dpo": ("dpo", {"loss_type": "robust", "label_smoothing": 0.1}),
     "rso": ("dpo", {"loss_type": "hinge"}),
     "slic-norm": ("dpo", {"loss_type": "hinge"}),
+    "flex-dpo": ("3d-properties", {}),
+    "sft-dpo": ("3d-properties", {"beta_rejected": 0.1, "sft_gamma": 0.05}),
+    "tdpo1": ("tdpo", {"variant": "tdpo1"}),
+    "tdpo2": ("tdpo", {}),
     "tpo-l": ("triple-tpo", {"loss_type": "tpo-l"}),
 }
 

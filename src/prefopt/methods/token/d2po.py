@@ -14,7 +14,8 @@ def d2po(r: Responses, *, beta: Positive = 0.1, gamma: Fraction = 0.98) -> Loss:
     """
 
     def reward(y: Responses) -> Tensor:
-        return beta * (y.log_ratio * gamma ** (y.policy.position - 1).clamp(min=0)).sum()
+        t = (y.policy.position - 1).clamp(min=0).to(y.policy.values.dtype)
+        return beta * (y.log_ratio * gamma**t).sum()
 
     w, l = r.pairs()
     return prefer(reward(w), reward(l))
