@@ -21,6 +21,7 @@ COLOURS = {
     "before": "#050607",
     "worse": "#060708",
     "paper": "#070809",
+    **{f"s{i}": f"#08{i:02x}0a" for i in range(1, 9)},  # series of a comparison
 }
 WIDTH, HEIGHT = 6.0, 2.75  # inches; one SVG unit is a point, so text is about as large as the page's small print
 
@@ -51,13 +52,26 @@ _SETTINGS: Any = {
 }
 
 
-def draw(name: str, paint: Callable[[Axes], None], *, title: str, height: float = HEIGHT) -> Markup:
+def draw(
+    name: str, paint: Callable[[Axes], None], *, title: str, height: float = HEIGHT, width: float = WIDTH
+) -> Markup:
     """The SVG that `paint` draws on one pair of axes; `name` makes its ids unique, `title` is for screen readers."""
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+
+    def whole(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.locator_params(axis="y", nbins=5)
         paint(axes)
+
+    return draw_figure(name, whole, title=title, height=height, width=width)
+
+
+def draw_figure(
+    name: str, paint: Callable[[Figure], None], *, title: str, height: float = HEIGHT, width: float = WIDTH
+) -> Markup:
+    """`draw` for `paint`s that lay out axes themselves."""
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Markup(_inline(buffer.getvalue(), name, title))  # noqa: S704  (drawn here; the title is escaped)
