@@ -198,7 +198,7 @@ def run_config(text_model: Path, pairs_file: Path, tmp_path: Path, **sections: A
     return make(content | sections)
 
 
-@table("reference.kind", "reference.path")
+@table("reference.kind", "reference.path", "reference.mixup_alpha", "reference.sync_steps")
 def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     from prefopt.training.text_task import text_task
 
@@ -213,6 +213,11 @@ def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
         found.append((task.record["reference"]["kind"], task.record["reference"]["identity"]))
     assert [kind for kind, _ in found] == ["store", "frozen", "store"]
     assert found[0][1] == found[1][1] != found[2][1]
+    moves: list[dict[str, Any]] = [{"mixup_alpha": 0.5}, {"sync_steps": 7}, {"mixup_alpha": 0.5, "sync_steps": 7}]
+    rules = [
+        text_task(run_config(text_model, pairs_file, tmp_path, reference=x), get_method("dpo")).moving for x in moves
+    ]
+    assert [(r.alpha, r.every) for r in rules] == [(0.5, 1), (1.0, 7), (0.5, 7)]
 
 
 DENOISING: dict[str, Any] = {"resolution": 16, "caption_dropout": 0.9, "random_flip": True}

@@ -60,6 +60,21 @@ class ReferenceConfig(Section):
         "auto takes adapter_off for adapters, else the store (text) or a copy (diffusion)",
     )
     path: str | None = Field(None, description="another model than the one that training starts from")
+    mixup_alpha: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="the reference follows the policy (TR-DPO): ref <- a policy + (1 - a) ref; 1 (a copy) if only "
+        "sync_steps is given",
+    )
+    sync_steps: int | None = Field(
+        None, ge=1, description="optimiser steps from one such update to the next; 1 if only mixup_alpha is given"
+    )
+
+    @property
+    def moves(self) -> bool:
+        """Does the reference change during a run?"""
+        return self.mixup_alpha is not None or self.sync_steps is not None
 
 
 class SourceConfig(Section):

@@ -214,14 +214,19 @@ class FrozenReference(_Running):
         self.identity = identity_of(model)
 
     @classmethod
-    def copy_of(cls, policy: nn.Module) -> FrozenReference:
-        return cls(copy.deepcopy(policy))
+    def copy_of(cls, policy: nn.Module, merged: bool = False) -> FrozenReference:
+        """The policy as it is now; `merged`: its adapter, if it has one, merged into plain weights."""
+        copied: Any = copy.deepcopy(policy)
+        return cls(copied.merge_and_unload() if merged and hasattr(copied, "merge_and_unload") else copied)
 
     def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
         answers = self._run(model, batch, row_sets, "hidden")
         return {name: Reference(answers[name]["hidden"], head_of(self.model)) for name in row_sets}
 
     def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
+        device = next(model.parameters()).device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
         return super()._run(self.model, *asked)
 
 

@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 WHOLE = "whole"  # a file whose presence says that everything else in the folder is complete
 STATES, MODULES = "method_states.safetensors", "method_modules.safetensors"
+REFERENCE = "reference.safetensors"  # weights of a reference that moves
 
 
 def save_method(folder: Path, states: Mapping[str, Tensor], modules: nn.ModuleDict) -> None:
     if states:
-        save_file({k: v.detach().cpu().contiguous() for k, v in states.items()}, folder / STATES)
+        save_tensors(folder / STATES, states)
     if len(modules):
-        save_file({k: v.detach().cpu().contiguous() for k, v in modules.state_dict().items()}, folder / MODULES)
+        save_tensors(folder / MODULES, modules.state_dict())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
 
 
 def load_method(folder: Path, modules: nn.ModuleDict, device: torch.device) -> dict[str, Tensor]:

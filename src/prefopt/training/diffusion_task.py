@@ -18,6 +18,7 @@ from ..models.diffusion import ImageModel, load_image_model, make_trainable, sav
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
 from ..scoring.schedules import Schedule
+from .following import following, kind_of_reference
 from .needs import data_needs
 from .task import Task
 
@@ -70,7 +71,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         trained.to("cpu")
         save_image_model(model, folder)
 
-    return Task(net, data.train, data.eval, scorer, save, record, unit="images")
+    moving = None if frozen is None else following(config.reference, frozen, net)
+    return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving)
 
 
 def _dtype(config: RunConfig) -> torch.dtype:
@@ -91,7 +93,7 @@ def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
 
 def _reference_kind(config: RunConfig) -> str:
     """adapter_off or frozen. Raises PrefoptError for what images do not have."""
-    kind = config.reference.kind
+    kind = kind_of_reference(config.reference)
     if kind == "store":
         raise PrefoptError(
             "reference.kind = store: denoising errors depend on fresh noise, so there is nothing to store"

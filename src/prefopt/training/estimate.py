@@ -54,6 +54,7 @@ def estimate(task: Task, args: Any, examples_per_step: int, needs: Needs | None 
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     copied = task.record.get("reference", {}).get("kind") == "frozen"
+    moving = sum(p.numel() * p.element_size() for p in task.moving.reference.parameters()) if task.moving else 0
     return Estimate(
         examples=n,
         amount=int(task.train.tokens.sum()),
@@ -63,7 +64,7 @@ def estimate(task: Task, args: Any, examples_per_step: int, needs: Needs | None 
         parameters=sum(p.numel() for p in parameters),
         trainable=trainable,
         memory=weights * (2 if copied else 1) + trainable * 4 * 3,  # gradient and Adam's two moments in float32
-        checkpoint=trainable * 4 * 3,
+        checkpoint=trainable * 4 * 3 + moving,
         flops=0.0 if needs is None else _work(task, args, steps * examples_per_step, needs),
     )
 

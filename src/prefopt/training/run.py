@@ -104,6 +104,11 @@ def _train(
         trainer = Trainer(task, method, args, per_step)
         if trainer.sharded and kind == "diffusion":
             raise PrefoptError("image models cannot be sharded (FSDP, ZeRO-3) here: launch with configs/multi_gpu.yaml")
+        if trainer.sharded and task.moving is not None:
+            raise PrefoptError(
+                "a reference that moves (reference.mixup_alpha, reference.sync_steps) needs the whole weights on every "
+                "process: launch with configs/multi_gpu.yaml, or train an adapter without sharding"
+            )
         decided_by_main(args, look)
         task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
         decided_by_main(args, lambda: folder.start(whole, record))  # whatever can be refused has been

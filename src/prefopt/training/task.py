@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from ..scoring.base import Scorer
+from ..scoring.moving import Moving
 
 
 class Examples(Protocol):
@@ -37,3 +38,4 @@ class Task:
     processing_class: Any = None  # tokenizer, written beside checkpoints
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None
+    moving: Moving | None = None  # the reference, where it follows the policy

@@ -26,6 +26,7 @@ from ..scoring.reference import (
     adapter_off_obstacle,
 )
 from ..scoring.text import TextScorer
+from .following import following, kind_of_reference
 from .needs import data_needs
 from .sampler import Drawn, Part
 from .task import Task
@@ -59,9 +60,10 @@ def text_task(config: RunConfig, method: Method) -> Task:
     }
     if reference is not None:
         record["reference"] = {"kind": _kind_of(reference), "identity": reference.identity}
+    moving = following(config.reference, reference.model, model) if isinstance(reference, FrozenReference) else None
     save = _saver(loaded)
     data = (prepared.train, prepared.eval)
-    return Task(model, *data, scorer, save, record, processing_class=loaded.tokenizer, prepare=prepare)
+    return Task(model, *data, scorer, save, record, processing_class=loaded.tokenizer, prepare=prepare, moving=moving)
 
 
 def _reference(
@@ -71,7 +73,7 @@ def _reference(
     policy = loaded.model
     if "scores:reference" not in needs and "scores:token_kl" not in needs:
         return None, policy
-    kind = config.reference.kind
+    kind = kind_of_reference(config.reference)
     must_run = "scores:token_kl" in needs
     if must_run and kind == "store":
         raise PrefoptError(
@@ -94,7 +96,7 @@ def _reference(
     if kind == "adapter_off":
         return AdapterOffReference(policy), policy
     if kind == "frozen":
-        return FrozenReference.copy_of(policy), policy
+        return FrozenReference.copy_of(policy, merged=config.reference.moves), policy
     return StoredReference(policy, autocast=_autocast(config)), policy
 
 

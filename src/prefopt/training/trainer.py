@@ -209,7 +209,7 @@ class Trainer(transformers.Trainer):
                 f"before the first step policy and reference differ by {gap.max():.3g} per element (tolerance {tolerance:g}): "
                 "the reference is not the starting model, or the model computes at random (dropout, noise)"
             )
-        if step > 0 and gap.max() == 0:
+        if step > 0 and gap.max() == 0 and self.task.moving is None:
             raise PrefoptError(
                 f"after {step} steps the policy still equals its reference exactly: nothing is trained. Is the learning rate "
                 "zero, everything frozen, or the weights bfloat16 (small updates round away: load float32 with train.bf16)?"
@@ -260,17 +260,21 @@ class Trainer(transformers.Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.save_method(folder, self.method_states.values, self.method_modules)
+            if self.task.moving is not None:
+                checkpoints.save_tensors(folder / checkpoints.REFERENCE, self.task.moving.state(self.task.model))
             checkpoints.mark_whole(folder)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(self.args.output_dir), save_total_limit=self._keep, best_model_checkpoint=best)
         self.accelerator.wait_for_everyone()
 
     def restore_method(self, folder: Path) -> None:
-        """The method's state and parameters as they were at a checkpoint."""
+        """The method's state and parameters, and a reference that moves, as they were at a checkpoint."""
         self._initialise_method()
         with _reading(folder):
             json.loads((folder / "trainer_state.json").read_text())  # transformers reads it later, without words
             self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
+            if self.task.moving is not None:
+                self.task.moving.load(checkpoints.load_file(folder / checkpoints.REFERENCE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading(resume_from_checkpoint):
@@ -302,13 +306,17 @@ class Trainer(transformers.Trainer):
 
 
 class _AfterStep(transformers.TrainerCallback):
-    """Advances the method's state once an optimiser step."""
+    """Advances the method's state, and a reference that moves, once an optimiser step."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.method_states.advance(self.trainer._sum)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if (moving := self.trainer.task.moving) is not None:
+            moving.after(state.global_step, self.trainer.task.model)
 
 
 class _SaveAfterEvaluation(transformers.TrainerCallback):

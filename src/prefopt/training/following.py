@@ -1,0 +1,33 @@
+"""What the `reference` section says about a reference that moves, for every modality."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..config import ReferenceConfig
+from ..errors import PrefoptError
+from ..scoring.moving import Moving
+
+FIXED = {
+    "store": "it holds log-probabilities of one model",
+    "adapter_off": "the policy without its adapter never changes",
+}
+
+
+def kind_of_reference(config: ReferenceConfig) -> str:
+    """`reference.kind`, with auto settled where the reference moves. PrefoptError for kinds that cannot."""
+    if not config.moves:
+        return config.kind
+    if config.kind in FIXED:
+        key = "mixup_alpha" if config.mixup_alpha is not None else "sync_steps"
+        raise PrefoptError(
+            f"reference.kind = {config.kind} cannot move, as reference.{key} wants: {FIXED[config.kind]}; take frozen, or auto"
+        )
+    return "frozen"
+
+
+def following(config: ReferenceConfig, reference: nn.Module, policy: nn.Module) -> Moving | None:
+    """The rule by which `reference` follows `policy`; None where it stays."""
+    if not config.moves:
+        return None
+    return Moving(reference, config.mixup_alpha or 1.0, config.sync_steps or 1).check(policy)
