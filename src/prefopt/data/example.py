@@ -25,11 +25,17 @@ NOTE_AXES: dict[str, str] = {
     "annotator": "P",  # int, a stable enumeration of the column's values
     "domain": "P",  # int, likewise
     "user": "P",  # int, likewise
+    "reward_score": "R",  # a reward model's score (read where a method asks for it, like all below)
+    "margin_rewards": "R N",  # rewards of the other objectives
+    "source_sums": "R N",  # log-probabilities under other models ...
+    "source_counts": "R N",  # ... and how many tokens each of them counts
+    "gold_source_sums": "P N",  # the same of the gold answer
+    "gold_source_counts": "P N",
     "step_index": "R T",  # int, 1-based index of the step that a token belongs to, 0 outside of all steps
     "step_score": "R S",  # one score per step
 }
 """Canonical annotations and their axes: R one per response, P one per pair (one per response in unpaired data),
-T one per token of a response, S one per step of a response."""
+T one per token of a response, S one per step of a response, N a list as long in every row."""
 
 ENUMERATED = frozenset({"annotator", "domain", "user"})
 """Notes whose values are names in the file and small integers in the batch."""

@@ -19,6 +19,7 @@ from prefopt.data.layouts import LAYOUTS, Draft, Layout
 from prefopt.data.messages import with_system
 from prefopt.data.readers import Row
 from prefopt.data.row_fields import Fields, Modality, located, turns
+from prefopt.data.side_notes import COLUMNS, read_side_notes
 from prefopt.errors import PrefoptError
 
 assert dialects  # imported for its registrations
@@ -70,7 +71,11 @@ def _check_columns(head: list[Row], config: DataConfig) -> None:
     known = (
         {c for x in LAYOUTS.values() for c in x.columns} | set(_PAIR_NOTES) | {c for cs in _NAMED.values() for c in cs}
     )
-    known |= {c for cs in _SIDE_SCORES for c in cs} | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
+    known |= (
+        COLUMNS
+        | {c for cs in _SIDE_SCORES for c in cs}
+        | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
+    )
     there = list(dict.fromkeys(str(c) for row in head for c in row.values))
     for name, column in config.columns.items():
         if name not in known and (close := difflib.get_close_matches(name, known, 1, 0.8)):
@@ -147,7 +152,8 @@ class Interpreter:
         notes.update(_scores(f, count))
         if f.has("ranks"):
             notes["rank"] = [fields.number(r, "ranks") for r in f.items("ranks", count)]
-        for name in self.wanted - set(notes):
+        notes |= read_side_notes(f, draft.responses, self.wanted)
+        for name in self.wanted - set(notes) - COLUMNS:
             if f.has(name):
                 notes[name] = _free(f.get(name), name, count)
         return notes

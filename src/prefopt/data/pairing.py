@@ -26,7 +26,7 @@ def pair_up(example: Example, config: DataConfig) -> Example:
     values = order(example, config)
     pairs = example.pairs or tuple(_made(example, values, config))
     notes = dict(example.notes)
-    for name in [n for n in notes if axes(n) == "P" and len(notes[n]) == 1]:
+    for name in [n for n in notes if (axes(n) or "").startswith("P") and len(notes[n]) == 1]:
         notes[name] = notes[name] * len(pairs)
     if values is not None and (config.objective or "score" in notes or not example.pairs):
         notes |= {

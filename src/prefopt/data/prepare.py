@@ -23,6 +23,7 @@ from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.messages import content
 from prefopt.data.readers import content_hash, total_bytes
 from prefopt.data.rule import Ledger, log, refuse_one_class
+from prefopt.data.side_notes import Agreement
 from prefopt.data.source import read_examples
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
 from prefopt.data.triples import GOLD_IS_CHOSEN
@@ -77,7 +78,9 @@ def prepare_text(
 
 
 def _tell(record: dict[str, Any], paths: list[str]) -> None:
-    """Says in the log what was dropped and what is not exactly as the file has it."""
+    """Says in the log what was dropped, what is not exactly as the file has it, and what looks odd."""
+    for remark in record.get("remarks", ()):
+        log.warning("%s: %s", ", ".join(paths), remark)
     remarks = [f"{found['count']} x {reason}" for reason, found in record["dropped"].items()]
     if remarks:
         log.warning("%s: of %d rows dropped: %s", ", ".join(paths), record["rows"], ", ".join(remarks))
@@ -141,10 +144,12 @@ class _Survey:
     nested: set[str] = field(default_factory=set)
     names: dict[str, set[str]] = field(default_factory=dict)
     labels: set[bool] = field(default_factory=set)
+    agreement: Agreement = field(default_factory=Agreement)
 
     def see(self, example: Example) -> None:
         self.examples += 1
         self.labels.update(example.notes.get("label", ()))
+        self.agreement.see(example)
         for name, value in example.notes.items():
             self.notes[name] += 1
             if name in ENUMERATED:
@@ -185,6 +190,7 @@ class _Preparation:
             "paths": self.data.paths,
             "names": self.names,
             "incomplete_notes": partial,
+            "remarks": survey.agreement.remarks(),
         }
         for name, writer in writers.items():
             if not writer.count:

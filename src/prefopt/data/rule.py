@@ -204,7 +204,7 @@ def only_pairs(example: Example, alive: list[int]) -> Example:
     if len(alive) == len(example.pairs):
         return example
     notes = {
-        n: [v[i] for i in alive] if axes(n) == "P" and len(v) == len(example.pairs) else v
+        n: [v[i] for i in alive] if (axes(n) or "").startswith("P") and len(v) == len(example.pairs) else v
         for n, v in example.notes.items()
     }
     return replace(example, pairs=tuple(example.pairs[i] for i in alive), notes=notes)

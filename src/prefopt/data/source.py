@@ -12,6 +12,7 @@ from prefopt.data.interpret import Interpreter, recognise
 from prefopt.data.readers import read_rows
 from prefopt.data.row_fields import Modality
 from prefopt.data.rule import Ledger, fit
+from prefopt.data.side_notes import COLUMNS, Widths
 
 KINDS = frozenset({"pairs", "label", "pairs|label", "pairs|demonstrations", "prompts", "gold"})
 """What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs
@@ -35,13 +36,17 @@ def read_examples(
     needs = frozenset(needs)
     found = read_rows(paths, split=config.split, subset=config.subset, progress=progress)
     layout, rows = recognise(islice(found, config.limit), config)
-    interpret = Interpreter(
-        layout, config, modality, frozenset(n for need in needs - KINDS for n in need.split("|") if axes(n) is None)
-    )
+    interpret, widths = Interpreter(layout, config, modality, asked_by_name(needs)), Widths()
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):
-            yield fit(interpret(row), config, needs)
+            yield widths.check(fit(interpret(row), config, needs))
+
+
+def asked_by_name(needs: Iterable[str]) -> frozenset[str]:
+    """Annotations that are read because a method asks for them: those about responses, and those that it alone knows."""
+    names = {n for need in set(needs) - KINDS for n in need.split("|")}
+    return frozenset(n for n in names if axes(n) is None or n in COLUMNS)
 
 
 def read_prompts(config: DataConfig) -> tuple[list[Example], dict[str, Any]]:

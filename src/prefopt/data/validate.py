@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoded, Encoder
-from prefopt.data.example import Example, axes
+from prefopt.data.example import Example
 from prefopt.data.fields import TeachesNothing, Unreadable
 from prefopt.data.images import is_image
 from prefopt.data.interpret import Interpreter, recognise, rename
@@ -26,7 +26,8 @@ from prefopt.data.prepare import prompt_key
 from prefopt.data.readers import Row, read_rows, total_bytes
 from prefopt.data.row_fields import Modality
 from prefopt.data.rule import fit
-from prefopt.data.source import KINDS
+from prefopt.data.side_notes import Agreement, Widths
+from prefopt.data.source import asked_by_name
 from prefopt.data.triples import GOLD_IS_CHOSEN
 from prefopt.errors import PrefoptError
 
@@ -102,8 +103,8 @@ def check_data(
         first = next(again, None)
         kind = modality or guess_modality(rename(first, data) if first else {})
         needed = frozenset(needs) | frozenset(data.use)
-        wanted = frozenset(n for need in needed - KINDS for n in need.split("|") if axes(n) is None)
-        doctor = _Doctor(data, needed, Interpreter(layout, data, kind, wanted), _encoder(tokenizer, data), paths)
+        interpret = Interpreter(layout, data, kind, asked_by_name(needed))
+        doctor = _Doctor(data, needed, interpret, _encoder(tokenizer, data), paths)
         if first is not None:
             doctor.row(first)
         for row in again:
@@ -149,14 +150,14 @@ class _Doctor:
         self.notes: Counter[str] = Counter()
         self.prompts: set[int] = set()
         self.pairs: set[int] = set()
-        self.lengths = Lengths()
+        self.lengths, self.widths, self.agreement = Lengths(), Widths(), Agreement()
 
     def row(self, row: Row) -> None:
         self.rows += 1
         self._types(row)
         where = str(row.row) if len(self.paths) == 1 and row.file == self.paths[0] else f"{row.file} row {row.row}"
         try:
-            example = fit(self.interpret(row), self.data, self.needs)
+            example = self.widths.check(fit(self.interpret(row), self.data, self.needs))
             encoded = self._encoded(example, where)
         except Unreadable as error:
             self.unreadable += 1
@@ -195,6 +196,7 @@ class _Doctor:
         for remark in example.remarks:
             self._find(remark, "warn", where, "the answers part before the last turn; they are read as longer answers")
         self.notes.update(example.notes.keys())
+        self.agreement.see(example)
         prompt = prompt_key(example)
         if prompt in self.prompts:
             self._find("duplicate prompts", "info", where)
@@ -229,6 +231,7 @@ class _Doctor:
         elif usable == 0:
             found.append(Finding("no usable row", "error", self.rows))
         found += self._mixed() + self._incomplete() + self._bias()
+        found += [Finding("reward scores", "warn", usable, detail=remark) for remark in self.agreement.remarks()]
         grave = {"error": 0, "warn": 1, "info": 2}
         found.sort(key=lambda f: (grave[f.severity], -f.count))
         return Report(self.paths, self.interpret.layout.name, self.interpret.modality, self.rows, usable, found,
