@@ -269,7 +269,7 @@ def test_unknown_names_are_answered_with_the_nearest():
         ("dpo", {"beta": 0}, r"dpo.beta = 0: must be in \(0, inf\)"),
         ("ipo", {"beta": -1.0}, r"must be in \(0, inf\)"),
         ("kto", {"desirable_weight": 0.0}, r"must be in \(0, inf\)"),
-        ("slic", {"delta": -1.0}, r"must be in \(0, inf\)"),
+        ("slic", {"delta": -1.0}, r"must be in \[0, inf\)"),
         ("simpo", {"gamma_beta_ratio": -0.1}, r"must be in \[0, inf\)"),
         ("simpo", {"sft_weight": -1}, r"must be in \[0, inf\)"),
         ("diffusion-dpo", {"half_factor": 0}, r"must be in \(0, inf\)"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from ..errors import PrefoptError
@@ -30,12 +32,41 @@ class Within:
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
 
+@dataclass(frozen=True)
+class Never:
+    """Beside a Literal: values that one may expect and that cannot be, with the reason."""
+
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class CountOf:
+    """A whole number; where it is not given (none), as many as the data has names in this annotation."""
+
+    note: str
+
+
+@dataclass(frozen=True)
+class Grades:
+    """Numbers from 0 on, each larger than the one before, none above 1; or none at all."""
+
+    def holds(self, x: Sequence[float]) -> bool:
+        rises = all(a < b for a, b in pairwise(x))
+        return not x or (len(x) > 1 and rises and x[0] == 0 and x[-1] <= 1)
+
+    def __str__(self) -> str:
+        return "a list of at least two rising numbers, the first 0, the last at most 1; or an empty list"
+
+
 Real = Annotated[float, Within()]
 Positive = Annotated[float, Within(0, open_low=True)]
 NonNegative = Annotated[float, Within(0)]
 Fraction = Annotated[float, Within(0, 1)]
 Inside = Annotated[float, Within(0, 1, True, True)]
 Smoothing = Annotated[float, Within(0, 0.5, open_high=True)]
+Share = Annotated[float, Within(0, 1, open_low=True)]
+Rising = Annotated[tuple[float, ...], Grades()]
+Annotators = Annotated[int | None, CountOf("annotator")]
 
 
 def validate(method: str, key: str, value: Any, hint: Any) -> Any:
@@ -44,6 +75,21 @@ def validate(method: str, key: str, value: Any, hint: Any) -> Any:
     def fail(why: str) -> typing.NoReturn:
         raise PrefoptError(f"{method}.{key} = {value!r}: {why}")
 
+    if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], Never):
+        choices = typing.get_args(hint.__origin__)
+        if value not in choices:
+            why = rule.reasons.get(value) if isinstance(value, str) else None
+            fail(f"must be one of {', '.join(map(str, choices))}" + (f"; {value}: {why}" if why else ""))
+        return value
+    if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], CountOf):
+        if value is not None and (type(value) is not int or value < 1):
+            fail("must be a whole number of at least 1, or none")
+        return value
+    if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], Grades):
+        numbers = validate(method, key, value, hint.__origin__)
+        if not rule.holds(numbers):
+            fail(f"must be {rule}")
+        return numbers
     if typing.get_origin(hint) is Annotated:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             fail("must be a number")
@@ -72,6 +118,12 @@ def validate(method: str, key: str, value: Any, hint: Any) -> Any:
 
 def describe(hint: Any) -> str:
     """The type of a hyperparameter in words: "in (0, inf)", "one of sigmoid, hinge"."""
+    if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], CountOf):
+        return f"whole number, or none: as many as the data has names in '{rule.note}'"
+    if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Never):
+        return describe(hint.__origin__)
+    if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Grades):
+        return str(hint.__metadata__[0])
     if typing.get_origin(hint) is Annotated:
         return f"number in {hint.__metadata__[0]}"
     if typing.get_origin(hint) is Literal:

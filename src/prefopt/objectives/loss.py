@@ -104,6 +104,7 @@ class Loss:
     metrics: name -> tensor (averaged over its elements) or Term (averaged over its own count).
     health:  name -> scalar tensor, counted; non-zero is what the user should worry about.
     updates: name -> Update of a state that the method asked for.
+    exports: name -> [P] constants (without pairs [R]), written for every training example at the end of a run.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Loss:
         metrics: Mapping[str, Tensor | Term] | None = None,
         health: Mapping[str, Tensor] | None = None,
         updates: Mapping[str, Update] | None = None,
+        exports: Mapping[str, Tensor] | None = None,
         **terms: Term,
     ):
         for name, term in terms.items():
@@ -122,9 +124,11 @@ class Loss:
                 )
         self.terms, self.rewards = terms, rewards
         self.metrics, self.health, self.updates = dict(metrics or {}), dict(health or {}), dict(updates or {})
+        self.exports = dict(exports or {})
 
     def replace(self, terms: Mapping[str, Term] | None = None, **fields: Any) -> Loss:
         kept = {"rewards": self.rewards, "metrics": self.metrics, "health": self.health, "updates": self.updates}
+        kept |= {"exports": self.exports}
         made: dict[str, Any] = {**kept, **fields, **(self.terms if terms is None else terms)}
         return Loss(**made)
 
@@ -139,6 +143,10 @@ class Loss:
         if not found:
             raise PrefoptError(f"needs a loss over {over}; the terms of the wrapped method are {self._described()}")
         return torch.stack(found).sum(0)
+
+    def keep(self, over: str) -> Tensor | None:
+        """Which of them count, as the first comparison over them says; None: all."""
+        return next((t.keep for t in self.terms.values() if t.over == over and t.keep is not None), None)
 
     def others(self, over: str) -> dict[str, Term]:
         return {k: t for k, t in self.terms.items() if t.over != over}

@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import PrefoptError
-from .hyper import validate
+from .hyper import CountOf, validate
 from .loss import Loss
 from .responses import Responses
+from .shape import KINDS, Part, Shape
 from .taxonomy import check_tags
 
 METHODS: dict[str, Family] = {}
@@ -28,16 +29,27 @@ class Method:
     fn: Callable[..., Loss]
     hyper: Mapping[str, Any]
     key: str = field(default="", compare=False)  # the hyperparameter of a wrapper that holds this method
+    parts: Mapping[str, Part] = field(default_factory=dict)  # link, length, tokens, compare: see compose.py
+    shape: Shape | None = field(default=None, compare=False)  # the same, as the batch reads it
+    finish: Callable[[Loss, Responses], Loss] | None = field(default=None, compare=False)  # annotations applied
 
     def __call__(self, r: Responses) -> Loss:
         here = self.key or self.name
         try:
-            loss = self.fn(r.replace(path=(*r.path, here)), **self.hyper)
+            seen = r.replace(path=(*r.path, here))
+            loss = self.fn(seen if self.shape is None else seen.replace(shape=self.shape), **self.hyper)
             require(isinstance(loss, Loss) and bool(loss.terms), "must return a Loss with at least one term")
+            if "compare" in self.parts:
+                loss = loss.recompared(self.parts["compare"].apply)
+            if self.finish is not None:
+                loss = self.finish(loss, r)
         except PrefoptError as e:
             raise e if str(e).startswith(f"{self.name}:") else PrefoptError(f"{self.name}: {e}") from None
         # inside a wrapper, updates carry the names under which the states were asked (Responses.inside)
-        return loss.replace(updates={f"{here}/{k}": u for k, u in loss.updates.items()}) if r.path else loss
+        if not r.path:
+            return loss
+        named = [{f"{here}/{k}": v for k, v in kept.items()} for kept in (loss.updates, loss.exports)]
+        return loss.replace(updates=named[0], exports=named[1])
 
     def needs(self) -> dict[str, dict[str, Any]]:
         """What this method asks for with these hyperparameters, "kind:name" -> how: found by asking a probe."""
@@ -59,7 +71,19 @@ class Method:
 
     def record(self) -> dict[str, Any]:
         """Name and hyperparameters as plain data; `get_method(**record)` makes it again."""
-        return {"name": self.name} | {k: v.record() if isinstance(v, Method) else v for k, v in self.hyper.items()}
+        hyper = {k: v.record() if isinstance(v, Method) else v for k, v in self.hyper.items()}
+        return {"name": self.name} | hyper | {k: p.record() for k, p in self.parts.items()}
+
+    def counted(self, names: Mapping[str, int]) -> Method:
+        """Numbers that stand for "as many as the data has names in an annotation", filled in."""
+        hints, hyper = METHODS[self.name].hints if self.name in METHODS else {}, dict(self.hyper)
+        for key, value in self.hyper.items():
+            rule = next(iter(getattr(hints.get(key), "__metadata__", ())), None)
+            if isinstance(value, Method):
+                hyper[key] = value.counted(names)
+            elif isinstance(rule, CountOf) and value is None:
+                hyper[key] = names.get(rule.note)
+        return replace(self, hyper=MappingProxyType(hyper))
 
 
 class Family:
@@ -73,8 +97,9 @@ class Family:
         beta: str,
         tags: Sequence[str] = (),
         surveyed: bool = False,
+        family: str = "",
     ):
-        self.name, self.fn, self.paper, self.beta = name, fn, paper, beta
+        self.name, self.fn, self.paper, self.beta, self._family = name, fn, paper, beta, family
         self.tags, self.surveyed = tuple(tags), surveyed
         self.module, self.__doc__ = fn.__module__, inspect.getdoc(fn)
         self.hints = typing.get_type_hints(fn, include_extras=True)
@@ -82,7 +107,11 @@ class Family:
         self.defaults = {p.name: p.default for p in keywords}
 
     def __call__(self, check: bool = True, **given: Any) -> Method:
-        """`check=False` skips the trial on made-up batches that refuses keys without effect."""
+        """Beside its hyperparameters, any method takes the parts of compose.py where they mean something.
+
+        `check=False` skips the trial on made-up batches that refuses keys without effect.
+        """
+        chosen = {k: given.pop(k) for k in KINDS if k in given and k not in self.defaults}
         for key in given:
             if key not in self.defaults:
                 close = difflib.get_close_matches(key, self.defaults, 1)
@@ -90,6 +119,10 @@ class Family:
                 raise PrefoptError(f"{self.name} has no hyperparameter '{key}'{hint}")
         hyper = {k: self._value(k, v) for k, v in (self.defaults | given).items()}
         made = Method(self.name, self.fn, MappingProxyType(hyper))
+        if chosen:
+            from .compose import compose
+
+            made = compose(made, chosen, check)
         if check:
             from .probe import refuse_inert
 
@@ -103,7 +136,10 @@ class Family:
             named = {"name": value} if isinstance(value, str) else value
             usual = {"name": self.defaults[key].name} if isinstance(self.defaults[key], Method) else {}
             require("name" in {**usual, **named}, f"{self.name}.{key} = {value!r}: the method's name is missing")
-            value = get_method(**{**usual, **named})
+            try:
+                value = get_method(**{**usual, **named})
+            except PrefoptError as e:
+                raise PrefoptError(f"{self.name}.{key} = {value!r}: {e}") from None
         if not isinstance(value, Method):
             raise PrefoptError(f"{self.name}.{key} = {value!r}: must be a method's name, or name and hyperparameters")
         return replace(value, key=key)
@@ -116,24 +152,25 @@ class Family:
 
     @property
     def family(self) -> str:
-        """The folder that the method's file lies in: pairwise, listwise, ..."""
-        return self.module.split(".")[-2] if "." in self.module else "own"
+        """The folder that the method's file lies in (pairwise, listwise, ...), or what a recipe's file says."""
+        return self._family or self.module.split(".")[-2] if "." in self.module else "own"
 
 
 def method(
-    name: str, paper: str = "", beta: str = "", tags: Sequence[str] = (), surveyed: bool = False
+    name: str, paper: str = "", beta: str = "", tags: Sequence[str] = (), surveyed: bool = False, family: str = ""
 ) -> Callable[[Callable[..., Loss]], Family]:
     """Register a loss. `paper`: arXiv id; `beta`: what its beta multiplies ("sum of log-ratios", ...).
 
     tags: its place in the survey's vocabulary (2503.11701) as leaves that differ from the defaults (pairwise, sentence,
     offline, single, static, reverse_kl); surveyed: the place is the survey's own, not assigned by us.
+    family: of a method that stands in its recipe's file; else it is the folder's name.
     """
 
     def register(fn: Callable[..., Loss]) -> Family:
         if name in METHODS and METHODS[name].fn.__code__.co_filename != fn.__code__.co_filename:
             raise PrefoptError(f"two methods are called '{name}': {METHODS[name].module} and {fn.__module__}")
         check_tags(tags, name)
-        METHODS[name] = Family(name, fn, paper, beta, tags, surveyed)
+        METHODS[name] = Family(name, fn, paper, beta, tags, surveyed, family)
         return METHODS[name]
 
     return register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,14 +54,17 @@ class Probe(Responses):
         before["instead"] = before.get("instead") or spec.get("instead")
 
     def _has_grad(self, kind: str, name: str) -> bool:
-        return kind != "scores" or self.made[kind, name].values.requires_grad
+        made = self.made[kind, name]
+        return made.values.requires_grad if kind == "scores" else kind != "features" or made.requires_grad
 
     def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
         values = -3 * torch.rand(R, T, generator=g, dtype=torch.float64)
         count = (torch.arange(T) < torch.tensor(LENGTHS)[:, None]).double()
         return Scores(values.requires_grad_() if grad else values, count)
 
-    def _notes(self, name: str, g: Generator, shape: str, dtype: Any, below: int | None, **_: Any) -> Tensor:
+    def _notes(
+        self, name: str, g: Generator, shape: str, dtype: Any, below: int | None, within: Any = None, **_: Any
+    ) -> Tensor:
         sizes = {"R": R, "P": P, "T": T}
         size = [int(a) if a.isdigit() else sizes.get(a, FREE) for a in shape.split()]
         if dtype == "row":
@@ -71,21 +75,33 @@ class Probe(Responses):
             return torch.arange(size[0]) % 2 == 0
         if dtype is int:
             return torch.randint(0, below or 2, size, generator=g)
+        if dtype == "common step":
+            return (1 + torch.arange(T) * FREE // T).expand(R, T)
+        if within:
+            return within[0] + (within[1] - within[0]) * torch.rand(size, generator=g, dtype=torch.float64)
         return 2 * torch.randn(size, generator=g, dtype=torch.float64)
+
+    def _features(
+        self, name: str, g: Generator, shape: str, grad: bool, dtype: Any, how: dict[str, Any], **_: Any
+    ) -> Tensor:
+        if dtype is int:
+            return self._notes(name, g, shape, dtype, None)
+        g.manual_seed(zlib.crc32(f"{name} {how}".encode()) + self.seed)  # asked for otherwise, it is another one
+        return self._notes(name, g, shape, dtype, None).requires_grad_(grad)
 
     def _extras(self, name: str, g: Generator, grad: bool) -> Probe:
         # what is asked of an extra is noted apart: the scorer must know which scores its rows need
         asked = self.asked[f"extras:{name}"].setdefault("asked", {})
         return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=self.tilt if grad else 0)
 
-    def _states(self, name: str, g: Generator, start: Callable[[], Tensor]) -> Tensor:
+    def _states(self, name: str, g: Generator, start: Callable[[], Tensor], of: str) -> Tensor:
         return start()
 
-    def _modules(self, name: str, g: Generator, make: Callable[[], nn.Module]) -> nn.Module:
+    def _modules(self, name: str, g: Generator, make: Callable[[], nn.Module], **_: Any) -> nn.Module:
         torch.manual_seed(self.seed)
         return make().double()
 
-    def _check_shape(self, name: str, x: Tensor, axes: list[str]) -> None:
+    def _check_shape(self, name: str, x: Tensor, axes: list[str], kind: str = "annotation") -> None:
         """The probe's shapes are its own."""
 
     def count_rows(self) -> int:
@@ -121,7 +137,10 @@ def trace(m: Method, seed: int = 0) -> Trace:
     return Trace(needs, loss, full)
 
 
-TOLD = ("shape", "dtype", "below", "grad", "optional", "instead", "fallback", "asked", "of_policy")
+TOLD = (
+    "shape", "dtype", "below", "within", "grad", "optional", "instead", "fallback", "asked", "of_policy", "how",
+    "weight_decay", "rate", "of",
+)  # fmt: skip
 
 
 def _told(asked: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -171,7 +190,8 @@ def initialise(m: Method, r: Responses) -> Responses:
             if kind not in made:
                 return super()._ask(kind, name, **spec)
             if name not in made[kind]:
-                made[kind][name] = spec["start" if kind == "states" else "make"]()
+                new = spec["start" if kind == "states" else "make"]()
+                made[kind][name] = new.to(self._first().dtype) if kind == "modules" else new
             return made[kind][name]
 
     with torch.no_grad():
@@ -180,13 +200,15 @@ def initialise(m: Method, r: Responses) -> Responses:
 
 
 def fingerprint(m: Method) -> list[float]:
-    """Value, gradient and state update on three probes: two methods with one fingerprint are the same loss."""
+    """Value, gradient, state update and optimiser settings on three probes: with one fingerprint, one loss."""
     numbers: list[float] = []
     for seed in range(3):
         t = trace(m, seed)
         made = t.probe.made
         leaves = [s.values for (k, _), s in made.items() if k == "scores" and s.values.requires_grad]
+        leaves += [x for (k, _), x in made.items() if k == "features" and x.requires_grad]
         leaves += [w for (k, _), net in made.items() if k == "modules" for w in net.parameters()]
+        numbers += [float(s.get(x, 0)) for k, s in t.needs.items() if "modules:" in k for x in ("weight_decay", "rate")]
         loss = t.loss.scalar
         numbers.append(loss.item())
         if loss.requires_grad:
@@ -204,9 +226,9 @@ def refuse_inert(kind: Family, m: Method, given: list[str]) -> None:
     """Every key changes something or is refused; rules inside the method (`require`) bite here too."""
     trace(m)
     for key in given:
-        without = Method(m.name, m.fn, {**m.hyper, key: kind.defaults[key]})
+        without = dataclasses.replace(m, hyper={**m.hyper, key: kind.defaults[key]})
         try:
-            same = fingerprint(without) == fingerprint(m)
+            same = fingerprint(without) == fingerprint(m) and trace(without).needs == trace(m).needs
         except PrefoptError:
             continue
         if same:

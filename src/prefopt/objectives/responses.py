@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PrefoptError
 from .scores import Scores, full_precision
+
+if TYPE_CHECKING:
+    from .shape import Shape
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,10 @@ class Responses:
     states: Mapping[str, Tensor] = field(default_factory=dict)  # what the method carries from step to step
     modules: Mapping[str, nn.Module] = field(default_factory=dict)  # parameters of the method
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # means over the whole optimiser step
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # what a forward gives beside scores: hidden states
     rows: Tensor | None = None  # a view: these rows only
-    link: Callable[[Tensor], Tensor] | None = None  # another divergence: see compose.swap
+    shape: Shape | None = None  # another divergence, length rule or token weights: see compose.py
+    public: Tensor | None = None  # [P] of a pair's view: positions of its shorter response
     path: tuple[str, ...] = ()  # which wrappers we are inside of: keeps their states apart
 
     @classmethod
@@ -49,7 +54,7 @@ class Responses:
         NAME_errors: [R] or [R, frames] squared errors of denoising; they count negatively.
         mask: [R, T], 0/1 or elements per position; all ones if left out.
         pairs: [P, 2] rows (chosen, rejected), or "halves": row i is preferred to row R/2 + i.
-        Anything else is an annotation by its name.
+        Anything else is an annotation, or a feature, by its name.
         """
         given = {"policy": policy_logps, "reference": reference_logps}
         given |= {k.removesuffix("_logps"): v for k, v in more.items() if k.endswith("_logps")}
@@ -88,7 +93,7 @@ class Responses:
 
     @property
     def policy(self) -> Scores:
-        return self.score("policy", grad=True)
+        return self._shaped(self.score("policy", grad=True), "policy")
 
     @property
     def reference(self) -> Scores:
@@ -97,7 +102,14 @@ class Responses:
     @property
     def log_ratio(self) -> Scores:
         """log pi/pi_ref per position: the implicit reward before its beta."""
-        return dataclasses.replace(self.policy - self.reference, link=self.link)
+        return self._shaped(self.score("policy", grad=True) - self.reference, "log_ratio")
+
+    def given(self, part: str) -> bool:
+        """Whether the configuration brings this part (link, length, tokens), which the method may have to refuse."""
+        return self.shape is not None and getattr(self.shape, part) is not None
+
+    def _shaped(self, scores: Scores, what: str) -> Scores:
+        return scores if self.shape is None else dataclasses.replace(scores, rule=self.shape.rule(self, scores, what))
 
     # ---- what is known
 
@@ -109,14 +121,19 @@ class Responses:
         dtype: type | str | None = None,
         below: int | None = None,
         grad: bool = False,
+        within: tuple[float, float] | None = None,
     ) -> Tensor:
         """An annotation, a constant unless `grad`.
 
         shape: R, P, T are the batch's sizes, numbers are themselves, other letters are free: "R", "P 2", "R N".
         default: makes the value where the batch has none; without it the annotation is required.
-        below: whole numbers 0 .. below-1 are expected (checked off the GPU: a check would wait for the device).
+        dtype: int, bool, or what the numbers mean: "row", "group", "common step" (1-based steps of a list whose
+        responses have equally many: the data merges later ones into the last; 0 is no step).
+        below: whole numbers 0 .. below-1 are expected; within: numbers of this closed interval (these and steps are
+        checked off the GPU: a check would wait for the device).
         """
-        x = self._ask("notes", name, shape=shape, optional=default is not None, dtype=dtype, below=below, grad=grad)
+        told = {"dtype": dtype, "below": below, "grad": grad} | ({"within": within} if within else {})
+        x = self._ask("notes", name, shape=shape, optional=default is not None, **told)
         if x is None and default is not None:
             return default()
         if x is None:
@@ -134,17 +151,72 @@ class Responses:
         if below is not None and not x.is_cuda and x.numel() and (x.min() < 0 or x.max() >= below):
             found = f"{int(x.min())}..{int(x.max())}"
             raise PrefoptError(f"annotation '{name}' has values {found}, expected 0..{below - 1}")
-        if self.rows is not None and "R" in axes:
-            return x.index_select(axes.index("R"), self.rows)
-        return x
+        if within and not x.is_cuda and x.numel() and not (x.min() >= within[0] and x.max() <= within[1]):
+            found = f"{float(x.min()):g} to {float(x.max()):g}"
+            raise PrefoptError(f"annotation '{name}' goes from {found}, expected {within[0]:g} to {within[1]:g}")
+        if dtype == "common step" and not x.is_cuda:
+            self._check_steps(name, x)
+        return self._viewed(x, axes)
 
-    def _check_shape(self, name: str, x: Tensor, axes: list[str]) -> None:
+    def feature(
+        self, name: str, shape: str, grad: bool = False, dtype: type | None = None, **how: str | int | tuple[Any, ...]
+    ) -> Tensor:
+        """What a forward gives beside scores, a constant unless `grad`: hidden states, activations.
+
+        shape: as for a note; where it has R and T, positions without a score are zero. how: settings for whoever
+        computes it, who alone reads them ("pool", "of", ...). Plain tensors are given by name, as notes are. What is
+        not finite is refused (off the GPU: a check would wait for the device).
+        """
+        axes = shape.split()
+        x = self._ask("features", name, shape=shape, grad=grad, dtype=dtype, how=how)
+        if x is None and name in self.notes:  # plain tensors: there may be junk where nothing is scored
+            x = self._only_scored(self.notes[name], axes)
+        if x is None:
+            raise PrefoptError(
+                f"needs the feature '{name}' [{shape}]; the batch has {_list(self.features)}. "
+                f"Give `{name}` as a tensor, or the model that computes it"
+            )
+        x = x if grad else x.detach()
+        self._check_shape(name, x, axes, "feature")
+        if dtype is None:
+            x = full_precision(x)
+            if not x.is_cuda and not torch.isfinite(x.detach()).all():
+                raise PrefoptError(f"the feature '{name}' is not finite: the model that computed it is broken")
+        return self._viewed(x, axes)
+
+    def _only_scored(self, x: Tensor, axes: list[str]) -> Tensor:
+        if not {"R", "T"} <= set(axes) or x.dim() != len(axes):
+            return x
+        scored = self._count() > 0
+        if (x.shape[axes.index("R")], x.shape[axes.index("T")]) != scored.shape:
+            return x  # the shape is refused next
+        return torch.where(scored.view([n if a in "RT" else 1 for a, n in zip(axes, x.shape, strict=True)]), x, 0.0)
+
+    def _viewed(self, x: Tensor, axes: list[str]) -> Tensor:
+        return x if self.rows is None or "R" not in axes else x.index_select(axes.index("R"), self.rows)
+
+    def _count(self) -> Tensor:
+        """[R, T] count of the scores: the same for all of them."""
+        self._first()
+        return next(iter(self.scores.values())).count
+
+    def _check_steps(self, name: str, x: Tensor) -> None:
+        """Every response's steps count from 1 and never fall."""
+        for row in x:
+            steps = row[row > 0]
+            if len(steps) and (steps[0] != 1 or (steps.diff() < 0).any()):
+                raise PrefoptError(
+                    f"annotation '{name}' holds the steps {steps.unique_consecutive().tolist()}: they count from 1 and "
+                    "never fall within a response (0: no step)"
+                )
+
+    def _check_shape(self, name: str, x: Tensor, axes: list[str], kind: str = "annotation") -> None:
         size = {"R": self.count_rows, "T": self._width, "P": self._count_pairs}
         want = [int(a) if a.isdigit() else size[a]() if a in size else None for a in axes]
         if x.dim() == len(axes) and all(w in (None, n) for w, n in zip(want, x.shape, strict=True)):
             return
         sizes = ", ".join(str(w or a) for w, a in zip(want, axes, strict=True))
-        raise PrefoptError(f"annotation '{name}' has shape {list(x.shape)}, expected [{' '.join(axes)}] = [{sizes}]")
+        raise PrefoptError(f"{kind} '{name}' has shape {list(x.shape)}, expected [{' '.join(axes)}] = [{sizes}]")
 
     def _count_pairs(self) -> int | None:
         return len(self.notes["pairs"]) if "pairs" in self.notes else None
@@ -165,18 +237,26 @@ class Responses:
         x = self._ask("extras", name, grad=grad)
         if x is None:
             raise PrefoptError(f"needs the extra responses '{name}'; the batch has {_list(self.extras)}")
-        return x
+        return x if self.shape is None else x.replace(shape=self.shape)
 
     # ---- what the method owns, and what only the whole step knows
 
-    def state(self, name: str, start: Callable[[], Tensor]) -> Tensor:
-        """A tensor carried from step to step (and in checkpoints); a Loss.updates entry of this name advances it."""
-        x = self._ask("states", self.inside(name), start=start)
+    def state(self, name: str, start: Callable[[], Tensor], of: str = "") -> Tensor:
+        """A tensor carried from step to step (and in checkpoints); a Loss.updates entry of this name advances it.
+
+        of: it holds one number for each name of this annotation of the data; they are logged and reported by name.
+        """
+        x = self._ask("states", self.inside(name), start=start, of=of)
         return start() if x is None else x
 
-    def module(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """Parameters of the method, trained beside the policy and dropped when the model is saved."""
-        x = self._ask("modules", self.inside(name), make=make)
+    def module(
+        self, name: str, make: Callable[[], nn.Module], weight_decay: float = 0.0, rate: float = 1.0
+    ) -> nn.Module:
+        """Parameters of the method, trained beside the policy and dropped when the model is saved.
+
+        They are a group of the optimiser: weight_decay is its own, rate multiplies the learning rate.
+        """
+        x = self._ask("modules", self.inside(name), make=make, weight_decay=weight_decay, rate=rate)
         if x is None:
             raise PrefoptError(f"parameters '{name}' do not exist yet: responses = method.init(responses) makes them")
         return x
@@ -195,7 +275,11 @@ class Responses:
     def pairs(self) -> tuple[Responses, Responses]:
         """Two views with one row per pair: the chosen, the rejected. Read everything from them as in the paper."""
         p = self.note("pairs", "P 2", dtype="row")
-        return self.replace(rows=p[:, 0]), self.replace(rows=p[:, 1])
+        w, l = self.replace(rows=p[:, 0]), self.replace(rows=p[:, 1])
+        if self.shape is None:
+            return w, l
+        public = torch.minimum(w.score("policy").positions, l.score("policy").positions)
+        return w.replace(public=public), l.replace(public=public)
 
     def sides(self) -> tuple[Responses, Responses]:
         """Two views, desirable and undesirable: of the pairs, or of unpaired rows with a `label` (counts may differ)."""
@@ -207,6 +291,10 @@ class Responses:
     def chosen(self) -> Responses:
         """What is to be imitated: the better side of every pair, or all rows where there are no pairs."""
         return self.pairs()[0] if self._has_pairs(instead="demonstrations") else self
+
+    def paired(self, instead: str) -> bool:
+        """Whether the responses come in pairs; if not, the data has `instead` (an annotation, or "demonstrations")."""
+        return self._has_pairs(instead)
 
     def _has_pairs(self, instead: str) -> bool:
         return self._ask("notes", "pairs", shape="P 2", dtype="row", below=None, instead=instead) is not None

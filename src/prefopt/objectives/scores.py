@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..errors import PrefoptError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the numbers of a response become one, where a configuration says otherwise than the method (compose.py)."""
+
+    link: Callable[[Tensor], Tensor] | None = None  # applied to every reduction: f'(ratio) of f-DPO
+    length: Literal["sum", "mean"] | None = None  # instead of what the method takes
+    weight: Tensor | None = None  # [R, T], of each position
+    refusal: str = ""  # why these numbers must not be reduced
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,7 @@ class Scores:
 
     values: Tensor  # [R, T]
     count: Tensor  # [R, T], >= 0
-    link: Callable[[Tensor], Tensor] | None = None  # applied to every reduction: f'(ratio) of f-DPO
+    rule: Rule | None = None
 
     def __post_init__(self) -> None:
         # half precision cannot count past 2048 (bfloat16: 256) nor sum what it can hold
@@ -33,15 +43,15 @@ class Scores:
 
     def like(self, values: Tensor, count: Tensor | None = None) -> Scores:
         """The same positions with other numbers."""
-        return Scores(values, self.count if count is None else count, self.link)
+        return Scores(values, self.count if count is None else count, self.rule)
 
     def sum(self) -> Tensor:
         """[R] total of each response: its log-probability."""
-        return self._linked(self.values.sum(-1))
+        return self._reduced("sum")
 
     def mean(self) -> Tensor:
         """[R] total divided by each response's own length."""
-        return self._linked(self.values.sum(-1) / self.length.clamp(min=1))
+        return self._reduced("mean")
 
     def each_mean(self) -> Tensor:
         """[R, T] each position divided by the elements that it sums."""
@@ -51,6 +61,11 @@ class Scores:
     def length(self) -> Tensor:
         """[R] number of elements (text: scored tokens)."""
         return self.count.sum(-1)
+
+    @property
+    def positions(self) -> Tensor:
+        """[R] number of scored positions (text: the length)."""
+        return (self.count > 0).sum(-1)
 
     @property
     def position(self) -> Tensor:
@@ -63,15 +78,18 @@ class Scores:
 
     def segments(self, index: Tensor, k: int) -> Scores:
         """[R, T] -> [R, k]: sums over the positions of segment 0 .. k-1; a negative index is no segment."""
-        member = (one_hot(index.clamp(min=0), k) * (index >= 0)[..., None]).to(self.values.dtype)
-        total = torch.einsum("rt,rtk->rk", self.values, member)
-        return self.like(total, torch.einsum("rt,rtk->rk", self.count.to(member.dtype), member))
+        if self.rule is not None:
+            raise PrefoptError("it compares parts of responses: a rule for whole responses does not reach them")
+        return self.like(into_segments(self.values, index, k), into_segments(self.count, index, k))
 
     def detach(self) -> Scores:
         return self.like(self.values.detach())
 
     def __getitem__(self, rows: Tensor) -> Scores:
-        return self.like(self.values[rows], self.count[rows])
+        part = self.like(self.values[rows], self.count[rows])
+        if self.rule is None or self.rule.weight is None:
+            return part
+        return replace(part, rule=replace(self.rule, weight=self.rule.weight[rows]))
 
     def __add__(self, other: Scores) -> Scores:
         return self.like(self.values + other._aligned(self))
@@ -96,10 +114,21 @@ class Scores:
             )
         return self.values
 
-    def _linked(self, x: Tensor) -> Tensor:
-        return x if self.link is None else self.link(x)
+    def _reduced(self, how: str) -> Tensor:
+        rule = self.rule or Rule()
+        if rule.refusal:
+            raise PrefoptError(rule.refusal)
+        total = (self.values if rule.weight is None else self.values * rule.weight).sum(-1)
+        x = total / self.length.clamp(min=1) if (rule.length or how) == "mean" else total
+        return x if rule.link is None else rule.link(x)
 
 
 def full_precision(x: Tensor) -> Tensor:
     """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def into_segments(x: Tensor, index: Tensor, k: int) -> Tensor:
+    """[R, T, ...] -> [R, k, ...]: sums over the positions of segment 0 .. k-1 (index [R, T]; negative: no segment)."""
+    at = torch.where(index >= 0, index, k).view(*index.shape, *[1] * (x.dim() - 2)).expand_as(x)
+    return x.new_zeros(len(x), k + 1, *x.shape[2:]).scatter_add(1, at, x)[:, :k]

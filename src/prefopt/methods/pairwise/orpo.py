@@ -2,7 +2,7 @@ from typing import Literal
 
 from ...objectives.hyper import Positive
 from ...objectives.loss import Loss, compare, over_tokens
-from ...objectives.method import method
+from ...objectives.method import method, require
 from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry, log_odds
 
@@ -13,10 +13,13 @@ def orpo(r: Responses, *, beta: Positive = 0.1, nll_scope: Literal["full", "comp
 
     Odds are of the mean-token probability. nll_scope: `full` also predicts the prompt (official code, TRL).
     """
+    require(not r.given("length"), "its odds are those of a token: the average is a part of it")
     w, l = r.pairs()
-    odds_ratio = log_odds(w.policy.mean()) - log_odds(l.policy.mean())
+    a_w, a_l = w.policy.mean(), l.policy.mean()
+    odds_ratio = log_odds(a_w) - log_odds(a_l)
     nll = over_tokens(-w.policy)
     if nll_scope == "full":
         nll = nll + over_tokens(-r.extra("prompt").policy)
-    rewards = (beta * w.policy.mean(), beta * l.policy.mean())
-    return Loss(preference=beta * compare(odds_ratio, bradley_terry), nll=nll, rewards=rewards)
+    certain = {"infinite_odds": (a_w >= 0).sum() + (a_l >= 0).sum()}
+    preference = beta * compare(odds_ratio, bradley_terry)
+    return Loss(preference=preference, nll=nll, rewards=(beta * a_w, beta * a_l), health=certain)

@@ -1,0 +1,1 @@
+"""Methods that decide how much each pair counts, around another method."""
