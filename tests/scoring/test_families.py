@@ -7,14 +7,21 @@ import copy
 import pytest
 import torch
 
+from prefopt.scoring import families
 from prefopt.scoring.batch import Collator
 from prefopt.scoring.text import install
 
 from .tiny_text import FAMILIES, PLAIN, examples, make, plain_logps
 
+LAYOUTS = [(name, small) for name in FAMILIES for small in (True, False)] + [(name, False) for name in PLAIN]
 
-@pytest.mark.parametrize("name", [*FAMILIES, *PLAIN])
-def test_log_probs_and_gradients_equal_the_plain_computation(name: str) -> None:
+
+@pytest.mark.parametrize(("name", "small"), LAYOUTS)
+def test_log_probs_and_gradients_equal_the_plain_computation(
+    name: str, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trees one by one, and padded side by side as small ones are."""
+    monkeypatch.setattr(families, "SMALL_TREE", 128 if small else 0)
     policy = make(name)
     plain = copy.deepcopy(policy)
     install(policy)

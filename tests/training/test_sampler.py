@@ -175,6 +175,19 @@ def test_partners_follow_the_seed_and_need_two():
     assert Drawn(Data(1)).draw(0) == Draw("example 0", 0, None)
 
 
+class Batched(Data):
+    def __getitems__(self, indices):
+        return [self[int(i)] for i in indices]
+
+
+@pytest.mark.parametrize("kind", [Data, Batched])
+@pytest.mark.parametrize("partners", [True, False])
+def test_a_batch_looked_up_together_is_the_examples_looked_up_alone(kind, partners):
+    drawn = Drawn(kind(9), partners, seed=2)
+    slots = [Slot(7, 1), Slot(0, 1), Slot(7, 2, filler=True)]
+    assert drawn.__getitems__(slots) == [drawn[slot] for slot in slots]
+
+
 @dataclass
 class Texts:
     texts: list[str]

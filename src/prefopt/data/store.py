@@ -122,7 +122,14 @@ class EncodedDataset:
         return len(self.data)
 
     def __getitem__(self, i: int) -> Encoded:
-        row = self.data[int(i)]
+        return self._made(self.data[int(i)])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Encoded]:
+        """Several at once, as PyTorch's loaders ask where they can: one look-up instead of many."""
+        columns = self.data[[int(i) for i in indices]]
+        return [self._made(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+    def _made(self, row: dict[str, Any]) -> Encoded:
         row.pop("tokens")
         notes = {c.removeprefix(_NOTE): v for c in self._notes if (v := row.pop(c)) is not None}
         return Encoded(**row, notes=notes)

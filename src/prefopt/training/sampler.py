@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,6 +121,19 @@ class Drawn(Dataset[tuple[Draw, bool]]):
 
     def __getitem__(self, slot: Slot) -> tuple[Draw, bool]:
         return self.draw(slot.index, slot.epoch), slot.filler
+
+    def __getitems__(self, slots: Sequence[Slot]) -> list[tuple[Draw, bool]]:
+        """A whole batch, examples and partners looked up together."""
+        found = self._several([s.index for s in slots])
+        partners = (
+            [None] * len(slots) if self.partner is None else self._several(self.partner[[s.index for s in slots]])
+        )
+        return [(Draw(e, s.epoch, p), s.filler) for e, s, p in zip(found, slots, partners, strict=True)]
+
+    def _several(self, indices: Sequence[int] | np.ndarray) -> list[Any]:
+        if hasattr(self.examples, "__getitems__"):
+            return self.examples.__getitems__(indices)
+        return [self.examples[int(i)] for i in indices]
 
 
 class Part:
