@@ -15,6 +15,7 @@ from prefopt.data.fields import TeachesNothing, Unreadable
 from prefopt.data.messages import content, is_empty, same
 from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
+from prefopt.data.side_notes import how_to_give_note
 from prefopt.data.triples import as_triple, check_order
 from prefopt.errors import PrefoptError
 
@@ -145,7 +146,7 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     _check_kind(example, needs)
     for note in needs - {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts"}:
         if note != "step_index" and not set(note.split("|")) & set(example.notes):
-            raise Unreadable(f"has no {note!r}, which the method needs", "missing")
+            raise Unreadable(f"has no {note!r}, which the method needs: {how_to_give_note(note)}", "missing")
     if "step_index" in needs and example.steps is None:
         raise Unreadable("has no 'steps', which the method needs", "missing")
     if "gold" in needs:

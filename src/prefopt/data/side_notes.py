@@ -44,6 +44,17 @@ COLUMNS = frozenset(f"{side}{name}" for name in SIDE_NOTES for side in ("", "cho
 _TOGETHER = (("source_sums", "source_counts"), ("gold_source_sums", "gold_source_counts"))
 
 
+def how_to_give_note(name: str) -> str:
+    """What a user does to have such an annotation."""
+    made = "source" if name.removeprefix("gold_") in ("source_sums", "source_counts") else name
+    verb = f"; prefopt data build scores --add {made + 's' if made == 'source' else made}=... makes them"
+    if name in GOLD_NOTES:
+        return f"add a column {name!r}, a list of numbers beside the gold answer{verb}"
+    if name in SIDE_NOTES:
+        return f"add the columns 'chosen_{name}' and 'rejected_{name}' (lists of responses: '{name}'){verb}"
+    return f"add a column {name!r}, or map one to it with data.columns.{name}"
+
+
 def read_side_notes(f: Fields, responses: Sequence[Any], wanted: Iterable[str]) -> dict[str, list[Any]]:
     """Those of `wanted` that the row has; one entry per response (one for the row, if of the gold answer)."""
     notes: dict[str, list[Any]] = {}

@@ -69,6 +69,7 @@ class StoredReference:
         sets: Sequence[DrawSet],
         tokens: int = 8192,
         progress: bool = True,
+        title: str = "reference log-probs",
     ) -> int:
         """Fill the store with everything that `sets` will ask for, in batches of `tokens`, longest first.
 
@@ -82,7 +83,7 @@ class StoredReference:
         done = 0
         with (
             _as_it_is(model),
-            tqdm(total=sum(map(len, mine)), desc="reference log-probs", unit="ex", disable=quiet or not mine) as bar,
+            tqdm(total=sum(map(len, mine)), desc=title, unit="ex", disable=quiet or not mine) as bar,
         ):
             for part in mine:
                 self._compute(model, collate([sets[s].draw(i) for _, s, i in part]))

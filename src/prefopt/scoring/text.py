@@ -21,9 +21,17 @@ NUMBER_OF = {"policy": "logps", "entropy": "entropy", "token_kl": "token_kl", "r
 """Score name -> what the scoring entry calls it."""
 
 
+def asked_sources(needs: Needs) -> set[str]:
+    """Names of scores that only another model can give (`sources`)."""
+    inside = [spec.get("asked", {}) for key, spec in needs.items() if key.startswith("extras:")]
+    asked = {key.removeprefix("scores:") for of in (needs, *inside) for key in of if key.startswith("scores:")}
+    return asked - {"reference", *NUMBER_OF}
+
+
 class TextScorer:
     """Scores text batches with a model that `install` prepared.
 
+    sources: name -> another frozen model's scores (see training/text_sources.py).
     needs: of the method (`Method.needs()`), or just which extras to collate. reference: None where the method has
     none. notes: annotations that the data holds, for `offers`.
     """
@@ -34,15 +42,18 @@ class TextScorer:
         reference: ReferenceModel | None = None,
         notes: Iterable[str] = (),
         reward: bool = False,
+        sources: Mapping[str, ReferenceModel] | None = None,
     ):
         extras = frozenset(key.removeprefix("extras:") for key in needs if key.startswith("extras:"))
         self.reference, self.notes, self.reward = reference, tuple(notes), reward
+        self.sources = dict(sources or {})
         self.collate = Collator(extras.intersection(EXTRAS))
 
     def offers(self) -> set[str]:
         scores = {"reward"} if self.reward else {"policy", "entropy"}
         if self.reference is not None:
             scores |= {"reference"} | ({"token_kl"} if self.reference.runs else set())
+        scores |= set(self.sources)
         return (
             {f"scores:{s}" for s in scores}
             | {f"extras:{e}" for e in EXTRAS}
@@ -85,6 +96,10 @@ class TextScorer:
         if referred:
             for name, scores in self._reference().scores_of(model, batch, referred).items():
                 found[name]["reference"] = scores
+        for source, reader in self.sources.items():
+            named = [name for name, names in asked.items() if source in names]
+            for name, scores in (reader.scores_of(model, batch, named) if named else {}).items():
+                found[name][source] = scores
         return found
 
     def _reference(self) -> ReferenceModel:

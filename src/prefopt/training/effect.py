@@ -10,7 +10,8 @@ from ..data.config import DataConfig
 from ..data.readers import is_saved_dataset
 from ..errors import PrefoptError
 from ..objectives.method import Method
-from .needs import data_needs
+from ..scoring.text import asked_sources
+from .needs import data_needs, how_to_give
 
 EVALUATION_KEYS = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",
@@ -29,6 +30,12 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
     for rules in (_model(config, kind), _data(config, method, kind), _sections(config, method, kind), _train(config)):
         for key, why in rules:
             raise PrefoptError(f"{key} has no effect: {why}")
+
+
+def refuse_missing_sources(config: RunConfig, method: Method, kind: str) -> None:
+    """PrefoptError for the first model that the method asks for and the configuration does not name."""
+    for name in sorted(asked_sources(method.needs()) - set(config.sources)) if kind == "text" else ():
+        raise PrefoptError(f"{method.name} lacks {how_to_give(f'scores:{name}', kind)}")
 
 
 def _model(config: RunConfig, kind: str) -> Idle:
@@ -85,6 +92,13 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
     if kind != "diffusion":
         for key in sorted(config.given("denoising")):
             yield f"denoising.{key}", "the model is a text model"
+    for name in config.sources:
+        if kind == "diffusion":
+            yield f"sources.{name}", "the model is a diffusion pipeline"
+        elif name not in asked_sources(needs):
+            asked = ", ".join(sorted(asked_sources(needs))) or "no other model's scores"
+            own = "; reference.path names the reference" if name == "reference" else ""
+            yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
     for key in sorted(config.given("rollout")):
         yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
 

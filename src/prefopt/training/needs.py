@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.side_notes import how_to_give_note
+
 
 def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """What the data has to hold, in the words of the data package."""
@@ -16,3 +18,30 @@ def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
         instead = spec.get("instead")
         wanted.add(f"{name}|{instead}" if instead else name)
     return wanted
+
+
+def how_to_give(need: str, kind: str) -> str:
+    """What is lacking ("scores:reference", "notes:pairs [P 2]", see Method.missing) and what to do about it, in words."""
+    asked, _, name = need.split(" ")[0].partition(":")
+    if asked == "extras":
+        return f"the {name} responses" + (": a column 'gold' in every row" if name == "gold" else "")
+    if asked == "notes":
+        return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
+    if asked == "features":
+        return f"the feature '{name}', which {kind} models do not give"
+    if kind == "text" and name not in _SCORES:
+        return f"the scores '{name}' of another model: set sources.{name}.path to its folder (same tokenizer)"
+    return _SCORES.get(name, f"the scores '{name}', which {kind} models do not give")
+
+
+_NOTES = {
+    "pairs": "pairs: rows with a chosen and a rejected answer, or ranked lists",
+    "label": "labels: a column 'label' that says whether an answer is desirable, or pairs",
+}
+_SCORES = {
+    "policy": "the log-probabilities of a language model: it is asked for them and for a reward head's score at once",
+    "reference": "a reference model's scores",
+    "token_kl": "the exact KL between whole distributions over a vocabulary, which only running text references give",
+    "entropy": "the entropy of a distribution over a vocabulary, which only language models have",
+    "reward": "the score of a reward head, which only text models with one (bt-reward) have",
+}

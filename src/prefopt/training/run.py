@@ -23,9 +23,10 @@ from ..models.text import model_kind
 from ..objectives.compose import annotated
 from ..objectives.method import Method, family
 from . import checkpoints
-from .effect import refuse_without_effect
+from .effect import refuse_missing_sources, refuse_without_effect
 from .estimate import Estimate, estimate
 from .folder import RunFolder
+from .needs import how_to_give
 from .processes import decided_by_main
 from .sampler import micro_batches, seen
 from .task import Task
@@ -63,6 +64,7 @@ def train(
     method = make_method(config)
     kind = model_kind(config.model.path)
     refuse_without_effect(config, method, kind)
+    refuse_missing_sources(config, method, kind)
     args = arguments(config)
     folder = RunFolder(config.output)
     if dry_run:
@@ -205,7 +207,8 @@ def _prepared(
         task = _task(config, method, kind)
     unmet = method.missing(task.scorer.offers())
     if unmet:
-        raise PrefoptError(f"{method.name} on a {kind} model with this data lacks: {', '.join(unmet)}")
+        words = "; ".join(how_to_give(need, kind) for need in unmet)
+        raise PrefoptError(f"{method.name} on a {kind} model with this data lacks {words}")
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     if budget := config.train.get("token_budget"):
         epochs = 1 if args.max_steps > 0 else int(-(-args.num_train_epochs // 1))
@@ -226,11 +229,12 @@ def _task(config: RunConfig, method: Method, kind: str) -> Task:
 
 
 def _refuse_other_data(old: dict[str, Any], new: dict[str, Any]) -> None:
-    for what in ("data", "model"):
+    for what in ("data", "model", "sources"):
         a, b = (r.get(what, {}).get("fingerprint") for r in (old, new))
         if a is not None and a != b:
+            verb = "are" if what == "sources" else "is"
             raise PrefoptError(
-                f"the {what} is not what this run was started with (fingerprint {b}, was {a}): "
+                f"the {what} {verb} not what this run was started with (fingerprint {b}, was {a}): "
                 "restore it, or give a new output folder"
             )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import ModelConfig, RunConfig
+from ..config import RunConfig
 from ..data.prepare import prepare_text
 from ..errors import PrefoptError
 from ..models.text import TextModel, load_text_model
@@ -20,6 +20,7 @@ from ..scoring.entry import install
 from ..scoring.identity import identity_of
 from ..scoring.reference import (
     AdapterOffReference,
+    DrawSet,
     FrozenReference,
     ReferenceModel,
     StoredReference,
@@ -30,6 +31,7 @@ from .following import following, kind_of_reference
 from .needs import data_needs
 from .sampler import Drawn, Part
 from .task import Task
+from .text_sources import Sources, another_model
 
 log = logging.getLogger("prefopt")
 
@@ -43,15 +45,19 @@ def text_task(config: RunConfig, method: Method) -> Task:
     model = install(loaded.model)
     identity = identity_of(model)
     reference, live = _reference(config, loaded, needs)
+    sources = Sources(config, loaded, _autocast(config))
     first = prepared.train[0]
-    scorer = TextScorer(needs, reference, notes=[*first.notes, *(["pairs"] if first.pairs else [])], reward=reward)
+    notes = [*first.notes, *(["pairs"] if first.pairs else [])]
+    scorer = TextScorer(needs, reference, notes, reward, sources.stores)
     partners = "extras:mismatched" in needs
 
     def prepare(seen: np.ndarray) -> None:
+        sets: list[DrawSet] = [Part(Drawn(prepared.train, partners, _seed(config)), seen)]
+        if prepared.eval is not None:
+            sets.append(Drawn(prepared.eval, partners, _seed(config)))
         if isinstance(reference, StoredReference):
-            held_out = [] if prepared.eval is None else [Drawn(prepared.eval, partners, _seed(config))]
-            train = Part(Drawn(prepared.train, partners, _seed(config)), seen)
-            reference.prepare(live, scorer.collate, [train, *held_out])
+            reference.prepare(live, scorer.collate, sets)
+        sources.prepare(scorer.collate, sets, next(model.parameters()).device)
 
     record: dict[str, Any] = {
         "data": prepared.record,
@@ -60,6 +66,8 @@ def text_task(config: RunConfig, method: Method) -> Task:
     }
     if reference is not None:
         record["reference"] = {"kind": _kind_of(reference), "identity": reference.identity}
+    if config.sources:
+        record["sources"] = sources.record()
     moving = following(config.reference, reference.model, model) if isinstance(reference, FrozenReference) else None
     save = _saver(loaded)
     data = (prepared.train, prepared.eval)
@@ -84,7 +92,7 @@ def _reference(
             raise PrefoptError(
                 "reference.kind = adapter_off has no effect with reference.path: the reference is that model"
             )
-        other = _other_model(config, loaded)
+        other = another_model(config.reference.path, config, loaded, "reference.path")
         if kind == "frozen" or must_run:
             return FrozenReference(other), other
         return StoredReference(other, autocast=_autocast(config)), other
@@ -98,20 +106,6 @@ def _reference(
     if kind == "frozen":
         return FrozenReference.copy_of(policy, merged=config.reference.moves), policy
     return StoredReference(policy, autocast=_autocast(config)), policy
-
-
-def _other_model(config: RunConfig, loaded: TextModel) -> nn.Module:
-    """The reference model of `reference.path`; it must read the same token ids."""
-    try:
-        other = load_text_model(ModelConfig(path=str(config.reference.path), dtype=config.model.dtype), trainable=False)
-    except PrefoptError as e:
-        raise PrefoptError(str(e).replace("model.path", "reference.path", 1)) from None
-    if other.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
-        raise PrefoptError(
-            f"reference.path = {config.reference.path}: its tokenizer is not the policy's, so their log-probabilities "
-            "of the same tokens cannot be compared"
-        )
-    return install(other.model)
 
 
 def _autocast(config: RunConfig) -> torch.dtype | None:
