@@ -101,17 +101,35 @@ def generate(
     """
     sampling, encoder = sampling or Sampling(), encoder or prompt_encoder(tokenizer)
     ids = [encode_prompt(encoder, prompt) for prompt in prompts]
+    ends = end_tokens(model, encoder)
+    said = continuations(model, ids, ends, sampling, first=first, progress=progress, description=description)
+    return [[_sample(tokens, ends, tokenizer) for tokens in group] for group in said]
+
+
+@torch.no_grad()
+def continuations(
+    model: torch.nn.Module,
+    ids: Sequence[list[int]],
+    ends: Sequence[int],
+    sampling: Sampling,
+    *,
+    first: int = 0,
+    progress: bool = True,
+    description: str = "sampling",
+) -> list[list[list[int]]]:
+    """`sampling.n` answers to every prompt of token ids, each up to and with the first of `ends` that comes."""
     rows = sorted(((i, k) for i in range(len(ids)) for k in range(sampling.n)), key=lambda row: -len(ids[row[0]]))
-    answers: list[list[Sample | None]] = [[None] * sampling.n for _ in ids]
-    ends, size = end_tokens(model, encoder), sampling.batch(model)
+    answers: list[list[list[int]]] = [[[]] * sampling.n for _ in ids]
+    size = sampling.batch(model)
     with inference(model), tqdm(total=len(rows), desc=description, unit="answer", delay=1, disable=not progress) as bar:
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             tokens = _batch([ids[i] for i, _ in batch], [(first + i, k) for i, k in batch], model, ends, sampling)
             for (i, k), new in zip(batch, tokens, strict=True):
-                answers[i][k] = _sample(new, ends, tokenizer)
+                stop = next((j for j, token in enumerate(new) if token in ends), len(new) - 1)
+                answers[i][k] = new[: stop + 1]
             bar.update(len(batch))
-    return answers  # type: ignore[return-value]
+    return answers
 
 
 def prompt_encoder(tokenizer: Any) -> Encoder:
@@ -164,7 +182,11 @@ def inference(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _batch(
-    prompts: list[list[int]], keys: list[tuple[int, int]], model: torch.nn.Module, ends: list[int], sampling: Sampling
+    prompts: list[list[int]],
+    keys: list[tuple[int, int]],
+    model: torch.nn.Module,
+    ends: Sequence[int],
+    sampling: Sampling,
 ) -> list[list[int]]:
     width = max(map(len, prompts))
     pad = ends[0]
@@ -184,7 +206,7 @@ def _batch(
     # distribution that is sampled away from the one that is trained and scored, or be warned about (top_k: the default)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, min_length=0,
-        no_repeat_ngram_size=0, eos_token_id=ends, pad_token_id=pad, use_cache=True,
+        no_repeat_ngram_size=0, eos_token_id=list(ends), pad_token_id=pad, use_cache=True,
         temperature=1.0, top_p=1.0, top_k=50,
     )  # fmt: skip
     out = unwrap(model).generate(
@@ -214,7 +236,6 @@ class _Draw(LogitsProcessor):
 
 
 def _sample(tokens: list[int], ends: Sequence[int], tokenizer: Any) -> Sample:
-    stop = next((i for i, token in enumerate(tokens) if token in ends), None)
-    kept = tokens if stop is None else tokens[: stop + 1]
-    text = tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=True)
-    return Sample(text, kept, stop is not None)
+    finished = bool(tokens) and tokens[-1] in ends
+    text = tokenizer.decode(tokens[:-1] if finished else tokens, skip_special_tokens=True)
+    return Sample(text, tokens, finished)
