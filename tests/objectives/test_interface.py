@@ -300,7 +300,7 @@ def test_a_default_given_in_so_many_words_is_no_offence():
     assert reweighed(base="dpo") == TOYS["reweighed(dpo)"]  # a wrapper given its own default
 
 
-@pytest.mark.parametrize("base", [3, None, {"beta": 0.1}, "dop", {"name": "dpo", "beta": -1.0}])
+@pytest.mark.parametrize("base", [3, None, {"bta": 0.1}, "dop", {"name": "dpo", "beta": -1.0}])
 def test_a_wrapper_refuses_a_base_that_is_no_method(base):
     with pytest.raises(PrefoptError):
         reweighed(base=base)
