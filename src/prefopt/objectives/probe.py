@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from .scores import Scores
 
 R, P, T, FREE = 8, 4, 5, 3
 LENGTHS = (5, 3, 4, 5, 2, 4, 3, 5)
+SPAN = 9.0  # of an interval that is open to one side
+FAR = 100.0
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Probe(Responses):
     made: dict[tuple[str, str], Any] = field(default_factory=dict)
     seed: int = 0
     sparse: bool = False
+    scale: float = 1.0  # of the scores
     tilt: int = 0  # other scores, but for extras without gradient: shows which statistics come too late
 
     def _ask(self, kind: str, name: str, **spec: Any) -> Any:
@@ -58,7 +62,7 @@ class Probe(Responses):
         return made.values.requires_grad if kind == "scores" else kind != "features" or made.requires_grad
 
     def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
-        values = -3 * torch.rand(R, T, generator=g, dtype=torch.float64)
+        values = -3 * self.scale * torch.rand(R, T, generator=g, dtype=torch.float64)
         count = (torch.arange(T) < torch.tensor(LENGTHS)[:, None]).double()
         return Scores(values.requires_grad_() if grad else values, count)
 
@@ -78,7 +82,9 @@ class Probe(Responses):
         if dtype == "common step":
             return (1 + torch.arange(T) * FREE // T).expand(R, T)
         if within:
-            return within[0] + (within[1] - within[0]) * torch.rand(size, generator=g, dtype=torch.float64)
+            low = within[0] if math.isfinite(within[0]) else within[1] - SPAN
+            high = within[1] if math.isfinite(within[1]) else within[0] + SPAN
+            return low + (high - low) * torch.rand(size, generator=g, dtype=torch.float64)
         return 2 * torch.randn(size, generator=g, dtype=torch.float64)
 
     def _features(
@@ -92,7 +98,8 @@ class Probe(Responses):
     def _extras(self, name: str, g: Generator, grad: bool) -> Probe:
         # what is asked of an extra is noted apart: the scorer must know which scores its rows need
         asked = self.asked[f"extras:{name}"].setdefault("asked", {})
-        return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=self.tilt if grad else 0)
+        tilt = self.tilt if grad else 0
+        return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=tilt, scale=self.scale)
 
     def _states(self, name: str, g: Generator, start: Callable[[], Tensor], of: str) -> Tensor:
         return start()
@@ -117,10 +124,11 @@ class Trace:
     probe: Probe
 
 
-def trace(m: Method, seed: int = 0) -> Trace:
+def trace(m: Method, seed: int = 0, scale: float = 1.0) -> Trace:
     """Run once with every answer, and once with no optional one (which shows what the fallbacks need)."""
     with torch.random.fork_rng(devices=[]):
-        full, sparse, tilted = Probe(seed=seed), Probe(seed=seed, sparse=True), Probe(seed=seed, tilt=101)
+        kinds: list[dict[str, Any]] = [{}, {"sparse": True}, {"tilt": 101}]
+        full, sparse, tilted = (Probe(seed=seed, scale=scale, **kind) for kind in kinds)
         loss = m(full)
         if any(s.get("optional") or s.get("instead") for s in full.asked.values()):
             m(sparse)
@@ -200,25 +208,32 @@ def initialise(m: Method, r: Responses) -> Responses:
 
 
 def fingerprint(m: Method) -> list[float]:
-    """Value, gradient, state update and optimiser settings on three probes: with one fingerprint, one loss."""
+    """Value, gradient, state update and optimiser settings on four probes: with one fingerprint, one loss.
+
+    The last has scores far apart, where floors and limits bite; it says nothing where it is not finite.
+    """
+    numbers = [x for seed in range(3) for x in _numbers(trace(m, seed))]
+    far = _numbers(trace(m, 3, FAR))
+    return numbers + (far if all(map(math.isfinite, far)) else [])
+
+
+def _numbers(t: Trace) -> list[float]:
     numbers: list[float] = []
-    for seed in range(3):
-        t = trace(m, seed)
-        made = t.probe.made
-        leaves = [s.values for (k, _), s in made.items() if k == "scores" and s.values.requires_grad]
-        leaves += [x for (k, _), x in made.items() if k == "features" and x.requires_grad]
-        leaves += [w for (k, _), net in made.items() if k == "modules" for w in net.parameters()]
-        numbers += [float(s.get(x, 0)) for k, s in t.needs.items() if "modules:" in k for x in ("weight_decay", "rate")]
-        loss = t.loss.scalar
-        numbers.append(loss.item())
-        if loss.requires_grad:
-            grads = torch.autograd.grad(loss, leaves, allow_unused=True)
-            numbers += [x for g in grads if g is not None for x in g.flatten().tolist()]
-        for u in t.loss.updates.values():
-            advanced = u.advance(torch.full_like(u.sum, 0.7), u.sum, u.count)
-            numbers += [*advanced.flatten().tolist(), float(u.sum.numel())]
-        for (k, _), v in made.items():
-            numbers += v.flatten().tolist() if k == "states" else []
+    made = t.probe.made
+    leaves = [s.values for (k, _), s in made.items() if k == "scores" and s.values.requires_grad]
+    leaves += [x for (k, _), x in made.items() if k == "features" and x.requires_grad]
+    leaves += [w for (k, _), net in made.items() if k == "modules" for w in net.parameters()]
+    numbers += [float(s.get(x, 0)) for k, s in t.needs.items() if "modules:" in k for x in ("weight_decay", "rate")]
+    loss = t.loss.scalar
+    numbers.append(loss.item())
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        numbers += [x for g in grads if g is not None for x in g.flatten().tolist()]
+    for u in t.loss.updates.values():
+        advanced = u.advance(torch.full_like(u.sum, 0.7), u.sum, u.count)
+        numbers += [*advanced.flatten().tolist(), float(u.sum.numel())]
+    for (k, _), v in made.items():
+        numbers += v.flatten().tolist() if k == "states" else []
     return numbers
 
 
