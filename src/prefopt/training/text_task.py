@@ -29,6 +29,7 @@ from ..scoring.reference import (
 from ..scoring.text import TextScorer
 from .following import following, kind_of_reference
 from .needs import data_needs
+from .positions import refuse_past_positions
 from .sampler import Drawn, Part
 from .task import Task
 from .text_sources import Sources, another_model
@@ -43,6 +44,7 @@ def text_task(config: RunConfig, method: Method) -> Task:
     loaded = load_text_model(config.model, head="reward" if reward else "lm")
     prepared = prepare_text(config.data, loaded.tokenizer, needs=data_needs(needs))
     model = install(loaded.model)
+    refuse_past_positions(model, (prepared.train, prepared.eval))
     identity = identity_of(model)
     reference, live = _reference(config, loaded, needs)
     sources = Sources(config, loaded, _autocast(config))
