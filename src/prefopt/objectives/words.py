@@ -45,6 +45,14 @@ def soft(how: Callable[[Tensor], Tensor], p: Tensor) -> Callable[[Tensor], Tenso
     return lambda u: p * how(u) + (1 - p) * how(-u)
 
 
+def with_ties(
+    won: Callable[[Tensor], Tensor], tied: Callable[[Tensor], Tensor], p: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The comparison where the first won (p = 1), tied (1/2) or lost (0); in between a mixture of its neighbours."""
+    lean = 2 * p - 1
+    return lambda u: lean.clamp(min=0) * won(u) + (1 - lean.abs()) * tied(u) + (-lean).clamp(min=0) * won(-u)
+
+
 def log1mexp(a: Tensor) -> Tensor:
     """log(1 - exp(a)) for a < 0. Both branches are safe under autograd; a >= 0 gives what the smallest |a| gives."""
     a = a.clamp(max=-torch.finfo(a.dtype).tiny)
