@@ -1,7 +1,7 @@
 """Batches made from `Method.needs()` alone, and an optimiser step over them: every method is tested without its name.
 
-A new method, a new annotation or a new extra needs no new code here, as long as its annotations are of examples'
-responses (R), pairs (P), positions (T), or of a fixed size.
+A new method, annotation, feature or extra needs no new code here, as long as its annotations and features are of
+examples' responses (R), pairs (P), positions (T), or of a fixed size.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prefopt import Loss, Method, PrefoptError, Responses, Scores, annotated
 from prefopt.methods import load_all
 from prefopt.objectives.compose import ANNOTATIONS
 from prefopt.objectives.method import METHODS, Family
+from prefopt.objectives.scores import full_precision
 from prefopt.training.engine import Plan, States, part, plan, responses
 
 WIDTH, FREE = 6, 3
@@ -39,6 +40,7 @@ def variants(f: Family) -> Iterator[Method]:
 
 
 def _others(hint: Any, default: Any) -> list[Any]:
+    hint = getattr(hint, "__origin__", hint) if isinstance(default, str) else hint  # what is annotated
     if typing.get_origin(hint) is Literal:
         return [v for v in typing.get_args(hint) if v != default]
     if hint is bool:
@@ -83,16 +85,21 @@ def described(m: Method) -> str:
 
 @dataclass
 class Example:
-    """One prompt with its responses: what a scorer would say of them, and what is known. All scores are leaves."""
+    """One prompt with its responses: what a scorer would say of them, and what is known. All scores and features of
+    responses are leaves."""
 
     scores: dict[str, dict[str, Tensor]]  # row set -> name -> [k, T]
     mask: dict[str, Tensor]  # row set -> [k, T] bool
     notes: dict[str, tuple[str, Tensor]]  # name -> shape, values; pairs and group are local
+    features: dict[str, tuple[str, Tensor]] = field(default_factory=dict)  # likewise
 
     def leaves(self) -> Iterator[tuple[str, Tensor]]:
         for row_set, named in self.scores.items():
             for name, x in named.items():
                 yield f"{row_set}.{name}", x
+        for name, (_, x) in self.features.items():
+            if x.requires_grad:
+                yield f"responses.{name}", x
 
 
 @dataclass
@@ -102,12 +109,17 @@ class Made:
     notes: dict[str, Tensor]
     scores: dict[str, dict[str, Scores]]
     filler: bool = False
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Made:
         return self
 
     def counts(self) -> dict[str, Tensor]:
         return {k: next(iter(v.values())).count for k, v in self.scores.items() if v}
+
+    def told(self) -> dict[str, dict[str, Any]]:
+        """What a scorer answers: scores of all row sets, features of the responses."""
+        return self.scores | {"responses": self.scores["responses"] | self.features}
 
 
 def examples(m: Method, n: int, seed: int = 0, sparse: bool = False, one_token: bool = False) -> list[Example]:
@@ -130,8 +142,11 @@ def _example(needs: Mapping[str, Any], g: Any, sparse: bool, one_token: bool) ->
         if kind == "extras":  # of each pair's prompt (prompt, gold), or of each response where nothing is paired
             sets[name] = (spec.get("asked", {}), len(pairs) if "notes:pairs" in needs else k)
         left_out = (spec.get("optional") or spec.get("instead")) if sparse else spec.get("fallback")
+        sizes = {"R": k, "P": len(pairs), "T": WIDTH}
         if kind == "notes" and name != "group" and not left_out:
-            made.notes[name] = (spec["shape"], _note(spec, pairs, {"R": k, "P": len(pairs), "T": WIDTH}, g))
+            made.notes[name] = (spec["shape"], _note(spec, pairs, sizes, g))
+        if kind == "features":
+            made.features[name] = (spec["shape"], _note(spec, pairs, sizes, g))
     for row_set, (asked, rows) in sets.items():
         mask = torch.rand(rows, WIDTH, generator=g) < (0.0 if one_token else 0.6)
         mask[torch.arange(rows), torch.randint(WIDTH, (rows,), generator=g)] = True
@@ -140,7 +155,18 @@ def _example(needs: Mapping[str, Any], g: Any, sparse: bool, one_token: bool) ->
         made.scores[row_set] = {
             name: (-3 * torch.rand(rows, WIDTH, generator=g, dtype=torch.float64)).requires_grad_() for name in names
         }
+    for shape, x in made.features.values():
+        if x.is_floating_point():
+            x.sub_(0.5).mul_(where(made.mask["responses"], shape)).requires_grad_("R" in shape)
     return made
+
+
+def where(mask: Tensor, shape: str) -> Tensor:
+    """The mask [R, T] where a feature has these axes; it is zero where nothing is scored."""
+    axes = shape.split()
+    if not {"R", "T"} <= set(axes):
+        return torch.ones(())
+    return mask.view([mask.shape["RT".index(a)] if a in "RT" else 1 for a in axes])
 
 
 def _note(spec: Mapping[str, Any], pairs: Tensor, sizes: Mapping[str, int], g: Any) -> Tensor:
@@ -150,9 +176,14 @@ def _note(spec: Mapping[str, Any], pairs: Tensor, sizes: Mapping[str, int], g: A
         return pairs
     if dtype == "bool":
         return torch.rand(size, generator=g) < 0.5
+    if dtype == "common step":
+        rises = torch.rand(size, generator=g) < 0.4
+        return 1 + torch.cat([torch.zeros_like(rises[:, :1]), rises[:, 1:]], 1).cumsum(1)
     if dtype == "int":
         return torch.randint(spec.get("below", 3), size, generator=g)
-    return torch.rand(size, generator=g, dtype=torch.float64)
+    low, high = spec.get("within", (0.0, 1.0))
+    low, high = max(low, min(high, 1.0) - 1), min(high, max(low, 0.0) + 1)  # of an unbounded interval, the near end
+    return low + (high - low) * torch.rand(size, generator=g, dtype=torch.float64)
 
 
 def collate(of: Sequence[Example], junk: float = torch.nan, dtype: torch.dtype = torch.float64) -> Made:
@@ -165,11 +196,20 @@ def collate(of: Sequence[Example], junk: float = torch.nan, dtype: torch.dtype =
             notes.setdefault(name, []).append(x + shift if shift else x)
         row += len(e.mask["responses"])
     fixed = {name for e in of for name, (shape, _) in e.notes.items() if not {"R", "P"} & set(shape.split())}
+    features: dict[str, list[Tensor]] = {}
+    for e in of:
+        for name, (_, x) in e.features.items():
+            features.setdefault(name, []).append(x.to(dtype) if x.is_floating_point() else x)
     scores = {
         s: {name: _side_by_side([(e.scores[s][name], e.mask[s]) for e in of], junk, dtype) for name in of[0].scores[s]}
         for s in of[0].scores
     }
-    return Made({k: v[0] if k in fixed else torch.cat(v) for k, v in notes.items()}, scores)
+    one = {name for name, (shape, _) in of[0].features.items() if "R" not in shape.split()}
+    return Made(
+        {k: v[0] if k in fixed else torch.cat(v) for k, v in notes.items()},
+        scores,
+        features={k: v[0] if k in one else torch.cat(v) for k, v in features.items()},
+    )
 
 
 def _side_by_side(parts: Sequence[tuple[Tensor, Tensor]], junk: float, dtype: torch.dtype) -> Scores:
@@ -179,7 +219,7 @@ def _side_by_side(parts: Sequence[tuple[Tensor, Tensor]], junk: float, dtype: to
 
 def seen(made: Made, **owned: Any) -> Responses:
     """The batch as a method sees it."""
-    return responses(made, made.scores, owned.get("states", {}), owned.get("modules", {}), owned.get("statistics", {}))
+    return responses(made, made.told(), owned.get("states", {}), owned.get("modules", {}), owned.get("statistics", {}))
 
 
 # ---- a run
@@ -198,7 +238,8 @@ class Owner:
     def of(cls, m: Method, first: Made) -> Owner:
         torch.manual_seed(0)
         r = m.init(seen(first))
-        return cls(m, m.needs(), States(dict(r.states)), {k: v.double() for k, v in r.modules.items()})
+        precision = full_precision(next(iter(first.scores["responses"].values())).values).dtype
+        return cls(m, m.needs(), States(dict(r.states)), {k: v.to(precision) for k, v in r.modules.items()})
 
     def early(self, batch: Made) -> dict[str, dict[str, Scores]]:
         """What is scored before the first backward: extras that carry no gradient."""
@@ -213,7 +254,7 @@ class Owner:
         for p, own in zip(plans, collected, strict=True):
             for batch, known, counts in p.ready:
                 weight = 0.0 if batch.filler else 1.0
-                scored = {**batch.scores, **known}
+                scored = {**batch.told(), **known}
                 r = responses(batch, scored, self.states.values, self.modules, p.statistics)
                 answer = self.method(r)
                 share = weight * part(self.method, answer, p.totals, counts)
@@ -228,7 +269,10 @@ class Owner:
 
     def _plan(self, batches: Sequence[Made], reduce: Any) -> Plan:
         known = [(b, self.early(b)) for b in batches]
-        return plan(self.method, self.needs, known, self.states.values, self.modules, reduce)
+        shapes = {k: tuple(x.shape) for k, x in batches[0].features.items()}
+        axes = {k.removeprefix("features:"): s["shape"].split() for k, s in self.needs.items() if "features:" in k}
+        told = {k: tuple(a if a in "RT" else n for a, n in zip(axes[k], shapes[k], strict=True)) for k in axes}
+        return plan(self.method, self.needs, known, self.states.values, self.modules, reduce, told)
 
 
 class _Sum:

@@ -17,6 +17,7 @@ from from_needs import (
     gradients,
     loss_of,
     seen,
+    where,
 )
 
 from prefopt import Method, PrefoptError, Responses, annotated, get_method
@@ -58,8 +59,10 @@ def test_padding_is_never_read(m, sparse):
         assert (metrics, updates) == (results[0][2], results[0][3])
     assert results[0][1], "the loss moves nothing"
     for k, g in results[0][1].items():
-        index, row_set = k.split(".")[:2]
-        assert not g[~of[int(index)].mask[row_set]].any(), f"gradient under the mask of {k}"
+        index, row_set, name = k.split(".")
+        e = of[int(index)]
+        unread = ~e.mask[row_set] if name not in e.features else where(e.mask[row_set], e.features[name][0]) == 0
+        assert not g[unread.expand(g.shape)].any(), f"gradient under the mask of {k}"
 
 
 @EVERY_WAY_OF_ALL
@@ -114,9 +117,9 @@ def test_swapping_labels_is_swapping_the_data(m):
     of = examples(m, 5, seed=4)
     made = collate(of)
     if "notes:pairs" in needs:
-        turned = Made(made.notes | {"pairs": made.notes["pairs"].flip(1)}, made.scores)
+        turned = Made(made.notes | {"pairs": made.notes["pairs"].flip(1)}, made.scores, features=made.features)
     else:
-        turned = Made(made.notes | {"label": ~made.notes["label"]}, made.scores)
+        turned = Made(made.notes | {"label": ~made.notes["label"]}, made.scores, features=made.features)
     (straight, owner), (other, _) = loss_of(m, made), loss_of(m, turned)
     told = any(k.startswith("notes:") and s["shape"] == "R" and not s.get("dtype") for k, s in needs.items())
     assert told or abs(straight.scalar - other.scalar).item() > 1e-9  # unless a number of each response says who won
@@ -131,9 +134,8 @@ def test_only_what_is_asked_with_gradient_gets_one(m):
     loss, _ = loss_of(m, collate(of))
     loss.scalar.backward()
     needs = m.needs()
-    expected = {
-        f"responses.{k.removeprefix('scores:')}" for k, s in needs.items() if k.startswith("scores:") and s.get("grad")
-    }
+    own = {k: s for k, s in needs.items() if k.startswith(("scores:", "features:"))}
+    expected = {f"responses.{k.split(':', 1)[1]}" for k, s in own.items() if s.get("grad")}
     for key, spec in needs.items():
         if key.startswith("extras:") and spec.get("grad"):
             expected |= {f"{key[7:]}.{k[7:]}" for k, s in spec["asked"].items() if s.get("grad")}
@@ -276,7 +278,7 @@ def test_a_reference_matters_only_as_a_difference(m):
             s = scores[name]
             shift = each / s.length[:, None] if spread == "its total" else each * torch.ones_like(s.values)
             scores[name] = s.like(s.values + by * shift)
-        out = loss_of(m, Made(made.notes, made.scores | {"responses": scores}))[0]
+        out = loss_of(m, Made(made.notes, made.scores | {"responses": scores}, features=made.features))[0]
         return {k: t.mean() for k, t in out.terms.items()}
 
     def same(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -287,7 +289,7 @@ def test_a_reference_matters_only_as_a_difference(m):
     ref = made.scores["responses"]["reference"]
     noise = torch.rand(ref.values.shape, generator=generator, dtype=torch.float64)
     moved = made.scores | {"responses": made.scores["responses"] | {"reference": ref.like(ref.values - noise)}}
-    other = loss_of(m, Made(made.notes, moved))[0].terms
+    other = loss_of(m, Made(made.notes, moved, features=made.features))[0].terms
     reading = [k for k, x in before.items() if not same(x, other[k].mean())]
     assert reading, "the reference has no effect"
     harmless = set()
@@ -312,9 +314,9 @@ def test_refusals_name_method_thing_and_remedy(m):
     owner = Owner.of(m, made)
     m(seen(made, states=owner.states.values, modules=owner.modules))
 
-    def refusal(notes=made.notes, scores=made.scores) -> str:
+    def refusal(notes=made.notes, scores=made.scores, features=made.features) -> str:
         with pytest.raises(PrefoptError) as e:
-            m(seen(Made(notes, scores), states=owner.states.values, modules=owner.modules))
+            m(seen(Made(notes, scores, features=features), states=owner.states.values, modules=owner.modules))
         assert str(e.value).startswith(f"{m.name}:")
         return str(e.value)
 
@@ -330,6 +332,13 @@ def test_refusals_name_method_thing_and_remedy(m):
             message = refusal(scores={k: v for k, v in made.scores.items() if k != name})
             assert f"'{name}'" in message
             assert "the batch has" in message
+        if kind == "features":
+            message = refusal(features={k: v for k, v in made.features.items() if k != name})
+            assert f"'{name}' [{spec['shape']}]" in message
+            x = made.features[name]
+            assert str([*x.shape, 1]) in refusal(features=made.features | {name: x[..., None]})
+            if x.is_floating_point():
+                assert "not finite" in refusal(features=made.features | {name: x / 0})
         if kind == "notes" and not optional_here:
             message = refusal(notes={k: v for k, v in made.notes.items() if k != name})
             assert f"'{name}' [{spec['shape']}]" in message
@@ -355,7 +364,7 @@ def test_missing_speaks_before_the_start(m):
     assert m.missing(set(needs)) == []
     for key, spec in needs.items():
         required = not any(spec.get(x) for x in ("optional", "fallback")) and key.startswith(
-            ("scores:", "notes:", "extras:")
+            ("scores:", "notes:", "extras:", "features:")
         )
         lacking = m.missing(set(needs) - {key} - {f"notes:{spec.get('instead')}"})
         if spec.get("instead") == "demonstrations":
@@ -399,6 +408,8 @@ def test_values_outside_their_type_are_refused(name):
     f = METHODS[name]
     for key, default in f.defaults.items():
         wrong = [None, [1], {"a": 1}, float("nan"), float("inf"), "no such value"]
+        if default is None:  # an optional one
+            wrong.remove(None)
         if not isinstance(default, bool):
             wrong.append(True)
         for value in wrong:

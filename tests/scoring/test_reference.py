@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +112,33 @@ def test_the_store_serves_every_run(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.sqlite"))) == 2
 
 
+def test_runs_that_begin_together_compute_the_reference_once(tmp_path: Path) -> None:
+    """The second has looked before the first was done, and waits for it."""
+    models = [install(make("llama")) for _ in range(2)]
+    references = [StoredReference(model, tmp_path) for model in models]
+    done = []
+
+    def look_then_prepare(reference: StoredReference, model: nn.Module) -> None:
+        looked, wait = reference._lacking, iter([both_looked.wait])
+
+        def lacking(wanted: object) -> object:
+            found = looked(wanted)
+            next(wait, lambda: None)()
+            return found
+
+        reference._lacking = lacking
+        done.append(reference.prepare(model, Collator(), [Draws()], progress=False))
+
+    both_looked = threading.Barrier(2)
+    pairs = zip(references, models, strict=True)
+    threads = [threading.Thread(target=look_then_prepare, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [0, 7]
+
+
 def test_what_is_not_stored_is_not_guessed(tmp_path: Path) -> None:
     policy = install(make("llama"))
     reference = StoredReference(policy, tmp_path)
@@ -119,7 +147,7 @@ def test_what_is_not_stored_is_not_guessed(tmp_path: Path) -> None:
         reference.scores(policy, batch, "responses")
     assert "scores:token_kl" not in TextScorer((), reference).offers()
     with pytest.raises(PrefoptError, match=r"reference.kind = frozen"):
-        reference.states(policy, batch, ["responses"])
+        reference.answers(policy, batch, {"responses": ["hidden"]})
 
 
 def test_identity_follows_everything_that_numbers_depend_on() -> None:

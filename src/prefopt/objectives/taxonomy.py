@@ -141,7 +141,9 @@ def needs_of(questions: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """
     found = set()
     for key, spec in questions.items():
-        name = key.partition(":")[2]
+        kind, _, name = key.partition(":")
+        if kind in ("modules", "states"):  # the method's own, whatever it calls them
+            continue
         words = set(name.replace("/", "_").split("_"))
         if key in ("scores:reference", "scores:token_kl"):
             found.add("reference")

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from ..objectives.scores import Scores
 
 Needs = Mapping[str, Mapping[str, Any]]  # Method.needs(): "kind:name" -> how it is asked
-Scored = Mapping[str, Mapping[str, Scores]]  # row set ("responses", "prompt", ...) -> score name -> Scores
+Scored = Mapping[str, Mapping[str, Scores | Tensor]]
+"""Row set ("responses", "prompt", ...) -> name -> scores; of the responses also features, which are plain tensors (zero
+where nothing is scored)."""
+Shapes = Mapping[str, tuple[str | int, ...]]
+"""Feature -> its axes: "R" and "T" of the batch, else a size that the model tells."""
 
 
 def asked_of(needs: Needs, grad: bool) -> dict[str, set[str]]:
@@ -56,7 +60,11 @@ class Scorer(Protocol):
     """Answers a method's questions about a batch."""
 
     def offers(self) -> set[str]:
-        """Needs that it can meet: "scores:policy", "scores:reference", "extras:prompt", ..."""
+        """Needs that it can meet: "scores:policy", "scores:reference", "features:hidden", "extras:prompt", ..."""
+        ...
+
+    def shapes(self, needs: Needs) -> Shapes:
+        """Of the features that `needs` asks for: known without any forward."""
         ...
 
     @property
@@ -65,7 +73,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, model: nn.Module, batch: Any, needs: Needs, grad: bool = True) -> Scored:
-        """Scores of every row set that `needs` asks for.
+        """Scores (and features) of every row set that `needs` asks for.
 
         grad=True: the extras and scores that carry gradient ("responses" among them). grad=False: only the extras
         asked without gradient (KTO's mismatched completions), for the pass over the whole step before the first

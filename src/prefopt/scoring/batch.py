@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ class Rows:
     """
 
     at: Tensor  # [R, T] long: position in the packed row whose hidden state predicts the token
+    own: Tensor  # [R, T] long: position of the token itself
     target: Tensor  # [R, T] long: the token
     mask: Tensor  # [R, T] bool: scored
     index: Tensor  # [K] long: the scored places, flat in R * T
@@ -36,13 +37,13 @@ class Rows:
     lengths: tuple[int, ...]  # tokens of each row, scored or not
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Rows:
-        names = ("at", "target", "mask", "index", "last", "path")
+        names = ("at", "own", "target", "mask", "index", "last", "path")
         return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
 
     def spread(self, values: Tensor) -> Tensor:
-        """Numbers of the scored places [K] -> [R, T], zero elsewhere."""
-        flat = values.new_zeros(self.mask.numel()).index_copy(0, self.index, values)
-        return flat.view(self.mask.shape)
+        """Numbers of the scored places [K, ...] -> [R, T, ...], zero elsewhere."""
+        flat = values.new_zeros(self.mask.numel(), *values.shape[1:]).index_copy(0, self.index, values)
+        return flat.view(*self.mask.shape, *values.shape[1:])
 
 
 @dataclass
@@ -53,6 +54,7 @@ class TextBatch:
     rows: dict[str, Rows]  # "responses" always; "prompt" and "gold" (one row per pair) where the method asks
     notes: dict[str, Tensor]  # "group" [R], "pairs" [P, 2], and the annotations of the data
     apart: dict[str, TextBatch] = field(default_factory=dict)  # "mismatched": its rows are called "responses"
+    graded: TextBatch | None = None  # the same with graded versions of the responses: "graded", K rows a response
     keys: dict[str, list[str]] = field(default_factory=dict)  # row set -> content hash of each row
     filler: bool = False
 
@@ -63,12 +65,13 @@ class TextBatch:
             rows={k: v.to(device, non_blocking) for k, v in self.rows.items()},
             notes={k: v.to(device, non_blocking=non_blocking) for k, v in self.notes.items()},
             apart={k: v.to(device, non_blocking) for k, v in self.apart.items()},
+            graded=self.graded and self.graded.to(device, non_blocking),
         )
 
     @property
     def size(self) -> int:
         """Tokens that a forward computes, prompts once."""
-        return self.layout.input_ids.numel() + sum(b.size for b in self.apart.values())
+        return (self.graded or self).layout.input_ids.numel() + sum(b.size for b in self.apart.values())
 
     def counts(self) -> dict[str, Tensor]:
         """Row set -> [R, T] float, 1 where a token is scored."""
@@ -78,25 +81,34 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Collator:
-    """Encoded examples -> TextBatch; runs in the workers of the data loader. `extras`: which of EXTRAS are wanted."""
+    """Encoded examples -> TextBatch; runs in the workers of the data loader.
+
+    extras: which of EXTRAS are wanted. graded: whether graded versions are.
+    """
 
     extras: frozenset[str] = frozenset()
+    graded: bool = False
 
     def __call__(self, draws: Sequence[Draw]) -> TextBatch:
         examples = [draw[0] for draw in draws]
         batch = self.on_trees(examples)
+        if self.graded:
+            batch.graded = self.on_trees(examples, graded=True)
         if "mismatched" in self.extras:
             swapped = [_Swapped(e.prompt_ids, p.response_ids, p.response_mask) for e, p in _partners(draws)]
             batch.apart["mismatched"] = Collator().on_trees(swapped)
         return batch
 
-    def on_trees(self, examples: Sequence[Any]) -> TextBatch:
-        """One tree per example: its responses and, if wanted, its gold answer as the last branch."""
+    def on_trees(self, examples: Sequence[Any], graded: bool = False) -> TextBatch:
+        """One tree per example: its responses and, if wanted, its gold answer and graded versions as branches."""
         wanted, gold = self.extras | {"responses"}, "gold" in self.extras
         if gold and (bare := [e for e in examples if e.gold_ids is None]):
             raise PrefoptError(f"{origin(bare[0])}: has no gold answer; this method needs a column 'gold' in every row")
-        tree = plant([(e.prompt_ids, [*e.response_ids, *([e.gold_ids] if gold else [])]) for e in examples])
-        lines: dict[str, list[_Line]] = {name: [] for name in ("responses", "prompt", "gold") if name in wanted}
+        others = [[*([e.gold_ids] if gold else []), *(_versions(e) if graded else [])] for e in examples]
+        tree = plant([(e.prompt_ids, [*e.response_ids, *more]) for e, more in zip(examples, others, strict=True)])
+        wanted |= {"graded"} if graded else set()
+        order = ("responses", "prompt", "gold", "graded")
+        lines: dict[str, list[_Line]] = {name: [] for name in order if name in wanted}
         path = 0
         for e, segment in zip(examples, tree.segments, strict=True):
             k = len(e.response_ids)
@@ -109,11 +121,32 @@ class Collator:
                     lines["prompt"].append(_Line.of_prompt(e, segment, path))
                 if gold:
                     lines["gold"].append(_Line.of_branch(e, segment, k, e.gold_ids, e.gold_mask, path + k))
+            if graded:
+                lines["graded"] += _graded_lines(e, segment, lines["responses"][-k:], k + gold, path)
             path += max(1, len(segment.branches))
         rows = {name: _rows(x) for name, x in lines.items()}
-        needed = torch.cat([t for r in rows.values() for t in (r.at.flatten()[r.index], r.last)]).unique()
+        read = [t for r in rows.values() for t in (r.at.flatten()[r.index], r.own.flatten()[r.index], r.last)]
+        needed = torch.cat(read).unique()
         keys = {name: [line.key for line in x] for name, x in lines.items()}
         return TextBatch(replace(tree, needed=needed), rows, collate_notes(examples), keys=keys)
+
+
+def _versions(e: Any) -> list[list[int]]:
+    """The graded versions that are texts of their own; level 0 is the response itself."""
+    return [ids for levels in e.graded_ids for ids in levels if ids]
+
+
+def _graded_lines(e: Any, segment: Any, own: Sequence[_Line], branch: int, path: int) -> Iterator[_Line]:
+    """K lines for each response: versions of their own from `branch` on, else the response under another mask, or, for
+    level 0 and levels that are not valid, the response."""
+    for i, line in enumerate(own):
+        for level, ids in enumerate(e.graded_ids[i]):
+            kept = e.graded_mask[i][level] if e.graded_mask else None
+            if ids:
+                yield _Line.of_branch(e, segment, branch, ids, [1] * len(ids), path + branch)
+                branch += 1
+            else:
+                yield line if not kept else replace(line, mask=kept)
 
 
 def _partners(draws: Sequence[Draw]) -> list[tuple[Any, Any]]:
@@ -164,18 +197,19 @@ class _Line:
 
 def _rows(lines: Sequence[_Line]) -> Rows:
     width = max([1, *(len(x.ids) for x in lines)])
-    at, target = np.zeros((2, len(lines), width), dtype=np.int64)
+    at, own, target = np.zeros((3, len(lines), width), dtype=np.int64)
     mask = np.zeros((len(lines), width), dtype=bool)
     for r, x in enumerate(lines):
         n = len(x.ids)
         if n:
             at[r, 0], at[r, 1:n] = x.first, np.arange(x.start, x.start + n - 1)
+            own[r, :n] = np.arange(x.start, x.start + n)
             target[r, :n], mask[r, :n] = x.ids, x.mask
     last = torch.tensor([x.start + len(x.ids) - 1 for x in lines], dtype=torch.long)
     path = torch.tensor([x.path for x in lines], dtype=torch.long)
     index = torch.from_numpy(mask.reshape(-1).nonzero()[0])
     lengths = tuple(len(x.ids) for x in lines)
-    places = torch.from_numpy(at), torch.from_numpy(target), torch.from_numpy(mask)
+    places = map(torch.from_numpy, (at, own, target, mask))
     return Rows(*places, index, last, path, lengths)
 
 

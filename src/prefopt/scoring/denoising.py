@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
-from .base import Draw, Needs, Scored
+from .base import Draw, Needs, Scored, Shapes
 from .conditioning import CONDITIONS, Kind, predict
 from .schedules import Schedule, noised, target
 
@@ -109,6 +109,10 @@ class DenoisingScorer:
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
         return scores | {"notes:group", *(f"notes:{name}" for name in self.notes)}
+
+    def shapes(self, needs: Needs) -> Shapes:
+        """Denoising has no features."""
+        return {}
 
     # ---- drawing
     def collate(self, draws: Sequence[Draw]) -> ImageBatch:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ..errors import PrefoptError
 from . import families
 from .batch import Rows
+from .inside import LOGITS, Listener, mean_logits
 from .kernel import NUMBERS, Head, Reference, token_numbers
 from .tree import Tree
 
 log = logging.getLogger(__name__)
 Want = Mapping[str, Iterable[str]] | Iterable[str]
-"""Row set -> what is asked of it, or the same for all: "logps", "entropy", "token_kl", "reward", "hidden"."""
+"""Row set -> what is asked of it, or the same for all: "logps", "entropy", "token_kl", "reward", "hidden", and features:
+"own", "pooled:last", "pooled:mean", "layers:all", "layers:last", "activations:GROUP,GROUP"."""
 _told: set[str] = set()
 
 
@@ -28,7 +30,9 @@ def install(model: nn.Module) -> nn.Module:
     """Give a causal language model (or a sequence classifier with one label) its scoring entry.
 
     `model(tree=, rows={name: Rows}, want=, reference={name: Reference})` then answers {name: {want: [R, T]}} (reward:
-    [R, 1]; hidden: [K, H] of the scored tokens). Called without `tree` the model behaves as before. Wrappers and
+    [R, 1]; hidden: [K, H] where the scored tokens are predicted; own: [R, T, H] at the scored tokens themselves; pooled:
+    [R, H] at a row's last token or the mean over its scored ones; layers: [R, L, T, D] of every layer, and activations:
+    [R, J, T] of every hook, where tokens are predicted, see `inside`). Called without `tree` the model behaves as before. Wrappers and
     adapters may be put around the model, or into it, before or after.
     """
     inner = core(model)
@@ -85,13 +89,17 @@ def _forward(
         return type(self).forward(self, *args, **kwargs)
     rows = rows or {}
     asked = {name: tuple(want[name] if isinstance(want, Mapping) else want) for name in rows}
-    hidden, place = (_packed if self.tree_packed else _padded)(self, tree)
+    with Listener(self, {w for wanted in asked.values() for w in wanted}) as listener:
+        hidden, place = (_packed if self.tree_packed else _padded)(self, tree, listener)
     out: dict[str, dict[str, Tensor]] = {name: {} for name in rows}
     for name, r in rows.items():
         if "reward" in asked[name]:
             out[name]["reward"] = _score(self, hidden[place(r.last, r.path)])
         if "hidden" in asked[name]:
             out[name]["hidden"] = hidden[_scored(r, place)]
+        for wanted in asked[name]:
+            if wanted.partition(":")[0] in FEATURES:
+                out[name][wanted] = _feature(self, wanted, hidden, r, place, listener)
     numbers = {name: tuple(n for n in NUMBERS if n in wanted) for name, wanted in asked.items()}
     for wanted in {n: None for n in numbers.values() if n}:
         group = {name: rows[name] for name in rows if numbers[name] == wanted}
@@ -104,7 +112,28 @@ def _forward(
 Place = Callable[[Tensor, Tensor], Tensor]  # (positions in the packed row, paths) -> positions in `hidden`
 
 
-def _packed(self: Any, tree: Tree) -> tuple[Tensor, Place]:
+FEATURES = ("own", "pooled", "layers", "activations")
+
+
+def _feature(self: Any, wanted: str, hidden: Tensor, r: Rows, place: Place, listener: Listener) -> Tensor:
+    """One of FEATURES, zero where nothing is scored."""
+    kind, _, how = wanted.partition(":")
+    if kind == "own":
+        return r.spread(hidden[_scored(r, place, r.own)])
+    if wanted == "pooled:last":
+        return hidden[place(r.last, r.path)]
+    if wanted == "pooled:mean":
+        row = r.index // r.mask.shape[1]
+        total = hidden.new_zeros(len(r.mask), hidden.shape[-1]).index_add(0, row, hidden[_scored(r, place, r.own)])
+        return total / r.mask.sum(-1, keepdim=True).clamp(min=1)
+    at = _scored(r, place)
+    if kind == "layers":
+        return r.spread(listener.layers(at, how)).transpose(1, 2)
+    logits = _with_head(self, hidden[at], lambda h, head, _: mean_logits(h, head)) if LOGITS in how.split(",") else None
+    return r.spread(listener.activations(at, logits)).transpose(1, 2)
+
+
+def _packed(self: Any, tree: Tree, listener: Listener) -> tuple[Tensor, Place]:
     """Last hidden states [N, H] of the packed row. The mask of ones only keeps transformers from guessing where
     documents begin, for which it would wait for the device."""
     with families.seeing(tree):
@@ -113,23 +142,26 @@ def _packed(self: Any, tree: Tree) -> tuple[Tensor, Place]:
             attention_mask=torch.ones_like(tree.input_ids),
             position_ids=tree.position_ids,
             use_cache=False,
+            **listener.options,
         )
+    listener.take(out)
     return out.last_hidden_state[0], lambda at, path: at
 
 
-def _padded(self: Any, tree: Tree) -> tuple[Tensor, Place]:
+def _padded(self: Any, tree: Tree, listener: Listener) -> tuple[Tensor, Place]:
     """Last hidden states [B * L, H] with every branch in a padded row of its own."""
     index, mask = tree.paths()
     ids = tree.input_ids[0][index] * mask
-    hidden = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    out = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False, **listener.options)
+    listener.take(out)
     width, position = index.shape[1], tree.position_ids[0]
-    return hidden.flatten(0, 1), lambda at, path: path * width + position[at]
+    return out.last_hidden_state.flatten(0, 1), lambda at, path: path * width + position[at]
 
 
-def _scored(r: Rows, place: Place) -> Tensor:
-    """[K] where the hidden states of the scored tokens lie."""
+def _scored(r: Rows, place: Place, at: Tensor | None = None) -> Tensor:
+    """[K] where the hidden states that predict the scored tokens lie (or those at other positions [R, T])."""
     path = r.path[:, None].expand_as(r.at)
-    return place(r.at.flatten()[r.index], path.flatten()[r.index])
+    return place((r.at if at is None else at).flatten()[r.index], path.flatten()[r.index])
 
 
 def _numbers(
@@ -144,7 +176,12 @@ def _numbers(
     at = torch.cat([_scored(r, place) for r in rows.values()])
     targets = torch.cat([r.target.flatten()[r.index] for r in rows.values()])
     told = Reference.join([reference[name] for name in rows]) if "token_kl" in want else None
-    values = _with_head(self, hidden[at], targets, want, told)
+
+    def score(hidden: Tensor, head: Head, base: Head) -> dict[str, Tensor]:
+        against = Reference(told.hidden, base.detach()) if told is not None and told.head is None else told
+        return token_numbers(hidden, head, targets, want, against)
+
+    values = _with_head(self, hidden[at], score)
     sizes = [len(r.index) for r in rows.values()]
     found: dict[str, dict[str, Tensor]] = {name: {} for name in rows}
     for number, flat in values.items():
@@ -153,20 +190,15 @@ def _numbers(
     return found
 
 
-def _with_head(
-    self: Any, hidden: Tensor, targets: Tensor, want: tuple[str, ...], told: Reference | None
-) -> dict[str, Tensor]:
-    """Through the head as a module, so that whoever shards or offloads its weight brings it in."""
+def _with_head(self: Any, hidden: Tensor, use: Callable[[Tensor, Head, Head], Any]) -> Any:
+    """use(hidden, head, head without adapter) through the head as a module, so that whoever shards or offloads its
+    weight brings it in."""
     module = self.get_output_embeddings()
     if module is None:
         raise PrefoptError(f"{type(self).__name__} has no language-model head; this method needs log-probabilities")
 
-    def score(hidden: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> dict[str, Tensor]:
-        head = _head(self, weight, bias)
-        against = told
-        if told is not None and told.head is None:
-            against = Reference(told.hidden, _head(self, weight if base is None else base, bias).detach())
-        return token_numbers(hidden, head, targets, want, against)
+    def score(hidden: Tensor, weight: Tensor, bias: Tensor | None, base: Tensor | None = None) -> Any:
+        return use(hidden, _head(self, weight, bias), _head(self, weight if base is None else base, bias))
 
     if hasattr(module, "lora_A"):
         return score(hidden, _merged(module), module.base_layer.bias, module.base_layer.weight)

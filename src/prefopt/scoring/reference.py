@@ -21,10 +21,11 @@ from .base import Draw
 from .batch import TextBatch
 from .entry import core, head_of, install
 from .identity import identity_of, idle_adapter
-from .kernel import Reference
+from .kernel import Head
 from .store import Store
 
 log = logging.getLogger(__name__)
+Answers = Mapping[str, Mapping[str, Tensor]]  # row set -> what was wanted of it -> numbers
 
 
 class ReferenceModel(Protocol):
@@ -35,9 +36,11 @@ class ReferenceModel(Protocol):
 
     def scores(self, model: nn.Module, batch: TextBatch, row_set: str) -> Scores: ...
     def scores_of(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Scores]: ...
-    def states(
-        self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]
-    ) -> dict[str, Reference]: ...  # for token_kl
+    def answers(
+        self, model: nn.Module, batch: TextBatch, want: Mapping[str, Sequence[str]]
+    ) -> Answers: ...  # if it runs
+    def network(self, model: nn.Module) -> nn.Module: ...  # the model that runs
+    def head(self) -> Head | None: ...  # of that model; None: the policy's, without adapter
 
 
 class DrawSet(Protocol):
@@ -47,6 +50,9 @@ class DrawSet(Protocol):
 
     def __len__(self) -> int: ...
     def draw(self, index: int, epoch: int = 0) -> Draw: ...
+
+
+Wanted = tuple[int, int, int, list[str]]
 
 
 class StoredReference:
@@ -78,40 +84,43 @@ class StoredReference:
         """
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         quiet = not progress or rank > 0
-        todo = self._todo(collate, sets, quiet)
-        mine = _in_step(_by_tokens(todo, tokens), rank, world)
-        done = 0
-        with (
-            _as_it_is(model),
-            tqdm(total=sum(map(len, mine)), desc=title, unit="ex", disable=quiet or not mine) as bar,
-        ):
-            for part in mine:
-                self._compute(model, collate([sets[s].draw(i) for _, s, i in part]))
-                done += len(part)
-                bar.update(len(part))
+        wanted = self._wanted(collate, sets, quiet)
+        with self.store.filling() if world == 1 and self._lacking(wanted) else contextlib.nullcontext():
+            # looked up again: another run of the same reference may have been before this one
+            mine = _in_step(_by_tokens(self._lacking(wanted), tokens), rank, world)
+            with (
+                _as_it_is(model),
+                tqdm(total=sum(map(len, mine)), desc=title, unit="ex", disable=quiet or not mine) as bar,
+            ):
+                for part in mine:
+                    self._compute(model, collate([sets[s].draw(i) for _, s, i in part]))
+                    bar.update(len(part))
+        done = sum(map(len, mine))
         if world > 1:
             dist.barrier()
-            if self._todo(collate, sets, True):
+            if self._lacking(wanted):
                 raise PrefoptError(
                     f"{self.store.path}: other processes' reference log-probs are not in this store; "
                     "set PREFOPT_CACHE to a folder that all machines share"
                 )
         return done
 
-    def _todo(
-        self, collate: Callable[..., TextBatch], sets: Sequence[DrawSet], quiet: bool
-    ) -> list[tuple[int, int, int]]:
-        """(cost, set, index) of the examples of which anything is missing, the heaviest first; of equal ones the first.
-
-        So after a kill, which leaves whole batches done, the batches that remain are those that would have come.
-        """
-        wanted: list[tuple[int, int, int, list[str]]] = []
+    def _wanted(self, collate: Callable[..., TextBatch], sets: Sequence[DrawSet], quiet: bool) -> list[Wanted]:
+        """(cost, set, index, keys) of every example."""
+        wanted: list[Wanted] = []
         for s, draws in enumerate(sets):
             costs = draws.examples.tokens
             for i in tqdm(range(len(draws)), desc="looking up the reference", unit="ex", delay=2, disable=quiet):
                 batch = collate([draws.draw(i)])
                 parts = (batch, *batch.apart.values())
                 wanted.append((int(costs[i]), s, i, [key for p in parts for keys in p.keys.values() for key in keys]))
+        return wanted
+
+    def _lacking(self, wanted: Sequence[Wanted]) -> list[tuple[int, int, int]]:
+        """(cost, set, index) of the examples of which anything is missing, the heaviest first; of equal ones the first.
+
+        So after a kill, which leaves whole batches done, the batches that remain are those that would have come.
+        """
         missing = self.store.missing(key for *_, keys in wanted for key in keys)
         todo = []
         for cost, s, i, keys in sorted(wanted, key=lambda x: x[:3], reverse=True):
@@ -153,11 +162,17 @@ class StoredReference:
             out[name] = Scores(torch.from_numpy(values).to(device, non_blocking=True), rows.mask.float())
         return out
 
-    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
+    def answers(self, model: nn.Module, batch: TextBatch, want: Mapping[str, Sequence[str]]) -> Answers:
         raise PrefoptError(
-            "the exact KL needs the reference's whole distributions, the store holds log-probs of tokens: "
-            "set reference.kind = frozen, or train an adapter"
+            "the exact KL needs the reference's whole distributions, masks its hidden states; the store holds log-probs "
+            "of tokens: set reference.kind = frozen, or train an adapter"
         )
+
+    def network(self, model: nn.Module) -> nn.Module:
+        raise PrefoptError("a stored reference runs no model")
+
+    def head(self) -> Head | None:
+        raise PrefoptError("a stored reference runs no model")
 
 
 class _Running:
@@ -169,14 +184,16 @@ class _Running:
         return self.scores_of(model, batch, [row_set])[row_set]
 
     def scores_of(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Scores]:
-        answers = self._run(model, batch, row_sets, "logps")
+        answers = self.answers(model, batch, dict.fromkeys(row_sets, ("logps",)))
         return {name: Scores(answers[name]["logps"], batch.rows[name].mask.float()) for name in row_sets}
 
     @torch.no_grad()
-    def _run(
-        self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str], want: str
-    ) -> Mapping[str, Mapping[str, Tensor]]:
-        return model(tree=batch.layout, rows={name: batch.rows[name] for name in row_sets}, want=(want,))
+    def answers(self, model: nn.Module, batch: TextBatch, want: Mapping[str, Sequence[str]]) -> Answers:
+        """One forward for all that is wanted (see `entry.install`)."""
+        return self.network(model)(tree=batch.layout, rows={name: batch.rows[name] for name in want}, want=want)
+
+    def network(self, model: nn.Module) -> nn.Module:
+        return model
 
 
 class AdapterOffReference(_Running):
@@ -189,18 +206,17 @@ class AdapterOffReference(_Running):
             )
         self.identity = identity_of(model)
 
-    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
-        answers = self._run(model, batch, row_sets, "hidden")
-        return {name: Reference(answers[name]["hidden"], None) for name in row_sets}
+    def head(self) -> Head | None:
+        return None
 
-    def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
+    def answers(self, model: nn.Module, batch: TextBatch, want: Mapping[str, Sequence[str]]) -> Answers:
         # PEFT's own disable_adapter() also switches requires_grad of the adapter; its flag alone is what forwards read
         layers: list[Any] = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
         before = [m._disable_adapters for m in layers]
         try:
             for m in layers:
                 m._disable_adapters = True
-            return super()._run(model, *asked)
+            return super().answers(model, batch, want)
         finally:
             for m, off in zip(layers, before, strict=True):
                 m._disable_adapters = off
@@ -220,15 +236,14 @@ class FrozenReference(_Running):
         copied: Any = copy.deepcopy(policy)
         return cls(copied.merge_and_unload() if merged and hasattr(copied, "merge_and_unload") else copied)
 
-    def states(self, model: nn.Module, batch: TextBatch, row_sets: Sequence[str]) -> dict[str, Reference]:
-        answers = self._run(model, batch, row_sets, "hidden")
-        return {name: Reference(answers[name]["hidden"], head_of(self.model)) for name in row_sets}
+    def head(self) -> Head | None:
+        return head_of(self.model)
 
-    def _run(self, model: nn.Module, *asked: Any) -> Mapping[str, Mapping[str, Tensor]]:
+    def network(self, model: nn.Module) -> nn.Module:
         device = next(model.parameters()).device
         if next(self.model.parameters()).device != device:
             self.model.to(device)
-        return super()._run(self.model, *asked)
+        return self.model
 
 
 def adapter_off_obstacle(model: nn.Module) -> str | None:

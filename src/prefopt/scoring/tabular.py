@@ -20,7 +20,7 @@ from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import Scores
-from .base import Draw, Needs, asked_of
+from .base import Draw, Needs, Shapes, asked_of
 from .batch import collate_notes
 
 SCORES = ("policy", "reference", "entropy", "token_kl")
@@ -98,6 +98,10 @@ class TabularScorer:
     def __init__(self, reference: Tensor | None = None, **others: Tensor | nn.Module):
         self.reference = None if reference is None else probabilities(reference).log()
         self.others = others
+
+    def shapes(self, needs: Needs) -> Shapes:
+        """A table has no features."""
+        return {}
 
     def offers(self) -> set[str]:
         own = {"policy", "entropy"} if self.reference is None else set(SCORES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,11 @@ from ..objectives.loss import Loss, Term, Update
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import Scores, full_precision
-from ..scoring.base import Batch, Scored
+from ..scoring.base import Batch, Scored, Shapes
 
 Reduce = Callable[[Tensor], Tensor]  # sum over processes
 Counts = Mapping[str, Tensor]  # term -> what it is divided by
+Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -51,20 +52,34 @@ def responses(
     statistics: Mapping[str, Tensor],
 ) -> Responses:
     """The batch as the method sees it."""
-    extras = {name: Responses(scores=scores) for name, scores in scored.items() if name != "responses"}
-    return Responses(scored["responses"], batch.notes, extras, states, modules, statistics)
+    extras = {name: Responses(scores=_only(Scores, found)) for name, found in scored.items() if name != "responses"}
+    own = scored["responses"]
+    return Responses(_only(Scores, own), batch.notes, extras, states, modules, statistics, _only(Tensor, own))
 
 
-def made_up(batch: Batch, needs: Mapping[str, Any], known: Scored) -> dict[str, dict[str, Scores]]:
-    """Scores of the right shape for all that `needs` asks and is not `known` yet."""
+def _only(kind: type[Kind], found: Mapping[str, Any]) -> dict[str, Kind]:
+    return {name: x for name, x in found.items() if isinstance(x, kind)}
+
+
+def made_up(
+    batch: Batch, needs: Mapping[str, Any], known: Scored, shapes: Shapes | None = None
+) -> dict[str, dict[str, Scores | Tensor]]:
+    """Scores and features of the right shape for all that `needs` asks and is not `known` yet."""
     asked = {"responses": needs} | {
         k.removeprefix("extras:"): s.get("asked", {}) for k, s in needs.items() if "extras:" in k
     }
-    scores: dict[str, dict[str, Scores]] = {}
+    scores: dict[str, dict[str, Scores | Tensor]] = {}
     for row_set, count in batch.counts().items():
         names = {k.removeprefix("scores:") for k in asked.get(row_set, {}) if k.startswith("scores:")}
-        made = {name: Scores(torch.full_like(count, -1.0, dtype=torch.float32), count.float()) for name in names}
+        made: dict[str, Scores | Tensor] = {
+            name: Scores(torch.full_like(count, -1.0, dtype=torch.float32), count.float()) for name in names
+        }
         scores[row_set] = made | dict(known.get(row_set, {}))
+    count = batch.counts()["responses"]
+    for name, axes in (shapes or {}).items():
+        size = [{"R": len(count), "T": count.shape[1]}[a] if isinstance(a, str) else a for a in axes]
+        whole = needs[f"features:{name}"].get("dtype") == "int"
+        scores["responses"][name] = full_precision(count).new_zeros(size, dtype=torch.long if whole else None)
     return scores
 
 
@@ -75,8 +90,11 @@ def plan(
     states: Mapping[str, Tensor],
     modules: Mapping[str, nn.Module],
     reduce: Reduce = lambda x: x,
+    shapes: Shapes | None = None,
 ) -> Plan:
     """Count every micro-batch of this process and sum over processes: one reduction an optimiser step.
+
+    shapes: of the features that the method asks for.
 
     PrefoptError if the method wants the step's mean of something that only the forward with gradient tells.
     """
@@ -91,7 +109,7 @@ def plan(
     sums: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
     for batch, known in batches:
-        r = responses(batch, made_up(batch, needs, known), states, modules, {})
+        r = responses(batch, made_up(batch, needs, known, shapes), states, modules, {})
         counting = Counting(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)})
         with torch.no_grad():
             loss = method(counting)

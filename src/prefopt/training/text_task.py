@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import nn
 
 from ..config import RunConfig
+from ..data.encode import Encoder
 from ..data.prepare import prepare_text
 from ..errors import PrefoptError
 from ..models.text import TextModel, load_text_model
 from ..objectives.method import Method
+from ..rollout.text import Sampling, continuations, end_tokens
 from ..scoring.entry import install
 from ..scoring.identity import identity_of
 from ..scoring.reference import (
@@ -26,7 +29,7 @@ from ..scoring.reference import (
     StoredReference,
     adapter_off_obstacle,
 )
-from ..scoring.text import TextScorer
+from ..scoring.text import TextScorer, must_run
 from .following import following, kind_of_reference
 from .needs import data_needs
 from .positions import refuse_past_positions
@@ -50,7 +53,7 @@ def text_task(config: RunConfig, method: Method) -> Task:
     sources = Sources(config, loaded, _autocast(config))
     first = prepared.train[0]
     notes = [*first.notes, *(["pairs"] if first.pairs else [])]
-    scorer = TextScorer(needs, reference, notes, reward, sources.stores)
+    scorer = TextScorer(needs, reference, notes, reward, sources.stores, model)
     partners = "extras:mismatched" in needs
 
     def prepare(seen: np.ndarray) -> None:
@@ -73,7 +76,13 @@ def text_task(config: RunConfig, method: Method) -> Task:
     moving = following(config.reference, reference.model, model) if isinstance(reference, FrozenReference) else None
     save = _saver(loaded)
     data = (prepared.train, prepared.eval)
-    return Task(model, *data, scorer, save, record, processing_class=loaded.tokenizer, prepare=prepare, moving=moving)
+
+    def answer(examples: Sequence[Any], number: int, most: int, seed: int) -> list[list[list[int]]]:
+        ends = end_tokens(model, Encoder(loaded.tokenizer, config.data))
+        return continuations(model, [e.prompt_ids for e in examples], ends, Sampling(most, n=number, seed=seed))
+
+    task = Task(model, *data, scorer, save, record, processing_class=loaded.tokenizer, prepare=prepare, moving=moving)
+    return task if reward else dataclasses.replace(task, answer=answer)
 
 
 def _reference(
@@ -81,13 +90,14 @@ def _reference(
 ) -> tuple[ReferenceModel | None, nn.Module]:
     """The reference, and the model that fills its store (None and the policy where the method has none)."""
     policy = loaded.model
-    if "scores:reference" not in needs and "scores:token_kl" not in needs:
+    runs = must_run(needs)
+    if "scores:reference" not in needs and not runs:
         return None, policy
     kind = kind_of_reference(config.reference)
-    must_run = "scores:token_kl" in needs
-    if must_run and kind == "store":
+    if runs and kind == "store":
         raise PrefoptError(
-            "reference.kind = store: this method needs whole distributions; take frozen, or train an adapter"
+            "reference.kind = store: this method needs whole distributions or hidden states of the reference; take "
+            "frozen, or train an adapter"
         )
     if config.reference.path is not None:
         if kind == "adapter_off":
@@ -95,12 +105,12 @@ def _reference(
                 "reference.kind = adapter_off has no effect with reference.path: the reference is that model"
             )
         other = another_model(config.reference.path, config, loaded, "reference.path")
-        if kind == "frozen" or must_run:
+        if kind == "frozen" or runs:
             return FrozenReference(other), other
         return StoredReference(other, autocast=_autocast(config)), other
     if kind == "auto":
         legal = adapter_off_obstacle(policy) is None
-        kind = "adapter_off" if legal else "frozen" if must_run else "store"
+        kind = "adapter_off" if legal else "frozen" if runs else "store"
         if config.model.adapter is not None and not legal:
             log.info("the reference is %s: %s", kind, adapter_off_obstacle(policy))
     if kind == "adapter_off":

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from ..errors import PrefoptError
+from ..errors import NotFinite, PrefoptError
+from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..scoring.base import Batch, Scored
 from . import checkpoints
-from .engine import Meter, Plan, States, measures, part, plan, responses
+from .engine import Meter, Plan, States, made_up, measures, part, plan, responses
+from .names import learnt, to_log
 from .sampler import Drawn, StepLoader, StepSampler
 from .task import Examples, Task
 
@@ -107,7 +109,8 @@ class Trainer(transformers.Trainer):
         return made.ready, made
 
     def _plan(self, batches: list[Batch]) -> Plan:
-        return plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum)
+        shapes = self.scorer.shapes(self.needs)
+        return plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum, shapes)
 
     def _with_extras(self, batches: list[Batch]) -> Iterator[tuple[Batch, Scored]]:
         constant = any(k.startswith("extras:") and not spec.get("grad") for k, spec in self.needs.items())
@@ -155,11 +158,12 @@ class Trainer(transformers.Trainer):
                 p.grad = self._sum(p.grad) / self.args.world_size
         return loss
 
-    def _run(self, model: nn.Module, batch: Batch, extras: Scored, step: Plan) -> tuple[Responses, Any]:
+    def _run(self, model: nn.Module, batch: Batch, extras: Scored, step: Plan) -> tuple[Responses, Loss]:
         with_grad = self.scorer.score(model, batch, self.needs, grad=True)
         scored = {k: {**with_grad.get(k, {}), **extras.get(k, {})} for k in {**with_grad, **extras}}
         r = responses(batch, scored, *self._owned(), step.statistics)
-        return r, self.method(r)
+        with torch.autocast(self.args.device.type, enabled=False):  # losses and the method's own networks are exact
+            return r, self.method(r)
 
     def _owned(self) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
         return self.method_states.values, {k.replace("|", "/"): m for k, m in self.method_modules.items()}
@@ -174,19 +178,20 @@ class Trainer(transformers.Trainer):
             return
         batch = next(iter(self._loader(self.task.train, self._sampler(self.task.train, 2, 1, shuffle=False))))
         batch = batch.to(self.args.device)
-        with torch.no_grad():
-            extras = self._score(self.task.model, batch, grad=False)
-            scored = {**self.scorer.score(self.task.model, batch, self.needs, grad=True), **extras}
         torch.manual_seed(self.args.seed)
-        made = self.method.init(responses(batch, scored, {}, {}, {}))
+        known = made_up(batch, self.needs, {}, self.scorer.shapes(self.needs))  # shapes are all that is asked
+        made = self.method.init(responses(batch, known, {}, {}, {}))
         self.method_states.values = {k: v.to(self.args.device) for k, v in made.states.items()}
         for k, m in made.modules.items():
             self.method_modules[k.replace("/", "|")] = m.to(self.args.device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
-        if own := list(self.method_modules.parameters()):
-            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        for name, module in self.method_modules.items():
+            spec = self.needs[f"modules:{name.replace('|', '/')}"]
+            own: dict[str, Any] = {"lr": self.args.learning_rate * spec["rate"]} if spec["rate"] != 1 else {}
+            own["weight_decay"] = spec.get("weight_decay", 0.0)
+            optimizer.add_param_group({"params": list(module.parameters()), **own})
         return optimizer
 
     # ---- what must hold
@@ -219,12 +224,12 @@ class Trainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self.meters["train"].flush(self._sum)
+            logs |= self.meters["train"].flush(self._sum) | to_log(self.learnt())
             tokens = self._sum(torch.tensor(float(self._tokens))).item()
             logs["tokens_per_second"] = round(tokens / max(time.monotonic() - self._since, 1e-9), 1)
             self._tokens, self._since = 0, time.monotonic()
             if not all(map(_finite, (logs["loss"], logs.get("grad_norm", 0.0)))):
-                raise PrefoptError(
+                raise NotFinite(
                     f"step {self.state.global_step}: the loss or its gradient is no longer finite. Lower "
                     "train.learning_rate, or raise the method's beta; the last checkpoint is sound"
                 )
@@ -233,25 +238,33 @@ class Trainer(transformers.Trainer):
     def evaluation_loop(self, dataloader: Any, description: str, *_: Any, **options: Any) -> EvalLoopOutput:
         """Every example once: sums and counts over processes, so that an uneven last batch weighs what it is."""
         prefix = options.get("metric_key_prefix", "eval")
-        model: Any = self.model_wrapped
-        if not self.is_in_train:
-            model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
-        model.eval()
         meter, terms = self.meters["eval"], Meter()
-        on_device = (batch.to(self.args.device) for batch in dataloader)
-        together = [list(on_device)] if self._step_wide else ([batch] for batch in on_device)
-        for step in map(self._plan, together):
-            for batch, known, _counts in step.ready:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    r, loss = self._run(model, batch, known, step)
-                weight = 0.0 if batch.filler else 1.0
-                meter.add(measures(r, loss), weight)
-                terms.add(loss.terms, weight)
+        for batch, r, loss in self.passes(dataloader):
+            weight = 0.0 if batch.filler else 1.0
+            meter.add(measures(r, loss), weight)
+            terms.add(loss.terms, weight)
         found = terms.flush(self._sum)
         metrics = {"loss": sum(found.values())} | meter.flush(self._sum)
         named = {f"{prefix}_{k}": v for k, v in metrics.items()}
         nothing: Any = None  # predictions are not kept
         return EvalLoopOutput(nothing, nothing, metrics=named, num_samples=len(dataloader.dataset))
+
+    def passes(self, loader: Any) -> Iterator[tuple[Batch, Responses, Loss]]:
+        """The method's answers to every batch of a loader, in its order, without gradient."""
+        model: Any = self.model_wrapped
+        if not self.is_in_train:
+            model = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        model.eval()
+        on_device = (batch.to(self.args.device) for batch in loader)
+        together = [list(on_device)] if self._step_wide else ([batch] for batch in on_device)
+        for step in map(self._plan, together):
+            for batch, known, _counts in step.ready:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    yield batch, *self._run(model, batch, known, step)
+
+    def learnt(self) -> dict[str, dict[str, float]]:
+        """What the method's state says about names in the data: state -> name -> number."""
+        return learnt(self.method_states.values, self.needs, self.task.record.get("data", {}))
 
     # ---- checkpoints: whole or not there
 
