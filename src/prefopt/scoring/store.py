@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from ..errors import PrefoptError
 from ..files import cache_folder
@@ -52,6 +53,10 @@ class Store:
             raise PrefoptError(
                 f"{self.path}: cannot write reference log-probs ({e}); set PREFOPT_CACHE to a folder with room"
             ) from e
+
+    def filling(self) -> FileLock:
+        """A lock: of several runs with one reference, one at a time computes what is missing."""
+        return FileLock(self.path.with_suffix(".lock"))
 
     def __len__(self) -> int:
         return int(self._open().execute("SELECT count(*) FROM logps").fetchone()[0])
