@@ -312,6 +312,26 @@ def reproduce(
 
 
 @app.command()
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="methods, their settings, seeds, and the rest")],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, say what would run, and stop")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="do failed runs again")] = False,
+    only_report: Annotated[bool, typer.Option("--report", help="write down what has finished, and stop")] = False,
+) -> None:
+    """Compare methods over their settings on one model and data. Started again, it goes on where it was stopped."""
+    from .config import read_yaml
+    from .studies.config import laid_over, make_study
+    from .studies.run import run_study
+    from .studies.view import render_outcome, render_plan
+
+    made = make_study(laid_over(read_yaml(config), overrides or []))
+    outcome = run_study(made, dry_run=dry_run, retry=retry, only_report=only_report)
+    for shown in render_plan(made, outcome) if dry_run else render_outcome(made, outcome):
+        out.print(shown, soft_wrap=isinstance(shown, str), highlight=False)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="run folder")] = Path("demo"),
     seed: int = 0,
