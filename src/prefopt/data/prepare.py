@@ -143,17 +143,18 @@ class _Survey:
     notes: Counter[str] = field(default_factory=Counter)
     nested: set[str] = field(default_factory=set)
     names: dict[str, set[str]] = field(default_factory=dict)
+    aside: dict[str, set[str]] = field(default_factory=dict)  # names in rows that are held out
     labels: set[bool] = field(default_factory=set)
     agreement: Agreement = field(default_factory=Agreement)
 
-    def see(self, example: Example) -> None:
+    def see(self, example: Example, held_out: bool = False) -> None:
         self.examples += 1
         self.labels.update(example.notes.get("label", ()))
         self.agreement.see(example)
         for name, value in example.notes.items():
             self.notes[name] += 1
             if name in ENUMERATED:
-                self.names.setdefault(name, set()).update(value)
+                (self.aside if held_out else self.names).setdefault(name, set()).update(value)
             elif any(isinstance(v, list) for v in value):
                 self.nested.add(name)
         self.notes["step_index"] += example.steps is not None
@@ -169,19 +170,19 @@ class _Preparation:
     progress: bool
 
     def into(self, folder: Path, fingerprint: str) -> dict[str, Any]:
-        survey = self._survey(self.data.paths, "reading")
+        inside = self._is_eval if self.data.eval_fraction else lambda example: False
+        survey = self._survey(self.data.paths, "reading", inside)
         if "label" in self.needs:
             refuse_one_class(survey.labels, self.data.paths)
         held_out = self._survey(self.data.eval_paths, "reading eval") if self.data.eval_paths else None
         self.notes, partial = self._kept(survey, held_out)
         self.names = {n: enumerate_names(v) for n, v in survey.names.items() if n in self.notes}
-        for name, values in (held_out.names if held_out else {}).items():
-            if name in self.names:
-                self.names[name] = enumerate_names(values, self.names[name])
+        aside = held_out.names if held_out else survey.aside
+        unknown = {n: enumerate_names(values - survey.names[n]) for n, values in aside.items() if n in self.names}
+        self.names = {n: enumerate_names(aside.get(n, ()), known) for n, known in self.names.items()}
         writers = {"train": Writer(folder / "train", self.notes)}
         if self.data.eval_fraction or held_out:
             writers["eval"] = Writer(folder / "eval", self.notes)
-        inside = self._is_eval if self.data.eval_fraction else lambda example: False
         record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
         if held_out:
             record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
@@ -189,6 +190,7 @@ class _Preparation:
             "fingerprint": fingerprint,
             "paths": self.data.paths,
             "names": self.names,
+            "names_held_out_only": {n: found for n, found in unknown.items() if found},
             "incomplete_notes": partial,
             "remarks": survey.agreement.remarks(),
         }
@@ -202,11 +204,13 @@ class _Preparation:
             record[name] = {"examples": writer.count}
         return record
 
-    def _survey(self, paths: list[str], title: str) -> _Survey:
+    def _survey(
+        self, paths: list[str], title: str, held_out: Callable[[Example], bool] = lambda example: False
+    ) -> _Survey:
         ledger, survey = Ledger(), _Survey()
         with self._bar(paths, title) as told:
             for example in read_examples(self.data, paths, ledger, needs=self.needs, progress=told):
-                survey.see(example)
+                survey.see(example, held_out(example))
         ledger.stop_if_unreadable()
         ledger.stop_if_too_many_dropped(self.data.max_dropped)
         return survey

@@ -67,7 +67,8 @@ class Shape:
             return Rule(link, self.length, weight)  # type: ignore[arg-type]
         if view.public is None:
             return Rule(refusal=ALONE)
-        kept = torch.where(scores.position <= view.public[:, None], 1.0, self.length.alpha).to(scores.values.dtype)
+        alpha = scores.values.new_full((), self.length.alpha)
+        kept = torch.where(scores.position <= view.public[:, None], 1.0, alpha)
         return Rule(link, "sum", kept if weight is None else kept * weight)
 
 

@@ -68,6 +68,20 @@ class StepSampler(Sampler[list[Slot]]):
                     yield [Slot(int(step[0]), self.epoch, filler=True)]
 
 
+class Visit(StepSampler):
+    """Some examples, once each and in order, dealt like steps of `per_step`."""
+
+    def __init__(self, costs: np.ndarray, indices: np.ndarray, per_step: int, rank: int = 0, world: int = 1):
+        super().__init__(costs, per_step, rank=rank, world=world, shuffle=False)
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.per_step)
+
+    def steps(self, epoch: int) -> Iterator[np.ndarray]:
+        yield from (self.indices[i : i + self.per_step] for i in range(0, len(self.indices), self.per_step))
+
+
 def deal(step: np.ndarray, costs: np.ndarray, parts: int) -> list[np.ndarray]:
     """`step` sorted by cost and cut into `parts` slices of about equal total cost (none empty if there are enough)."""
     order = step[np.argsort(costs[step], kind="stable")]

@@ -29,13 +29,20 @@ def ld_dpo(
     l_p = torch.minimum(w.policy.positions, l.policy.positions)[:, None]  # [P, 1]
 
     def reward(y: Responses, cut: bool) -> Tensor:
-        weight = torch.where((y.policy.position <= l_p) | (not cut), 1.0, ld_alpha)  # [P, T]
+        values = y.policy.values
+        weight = torch.where((y.policy.position <= l_p) | (not cut), 1.0, values.new_full((), ld_alpha))  # [P, T]
         if reference == "both":
             return beta * (y.log_ratio * weight).sum()
-        return beta * ((y.policy * weight).sum() - y.reference.sum())
+        if y.reference.values.shape != values.shape:  # stored sums
+            return beta * ((y.policy * weight).sum() - y.reference.sum())
+        return beta * (y.policy * weight - y.reference).sum()
 
     ratio = {
         k: beta * (y.policy.values.sum(-1) - y.reference.values.sum(-1)) for k, y in (("chosen", w), ("rejected", l))
     }
     whole = {f"log_ratio_rewards/{k}": x for k, x in ratio.items()}  # DPO's rewards: the others hold the weights
-    return prefer(reward(w, side != "rejected"), reward(l, side != "chosen"), metrics=whole)
+    out = prefer(reward(w, side != "rejected"), reward(l, side != "chosen"), metrics=whole)
+    if ld_alpha or side != "both":
+        return out
+    a, b = (torch.where(y.policy.position <= l_p, y.policy.values, 0.0).detach() for y in (w, l))
+    return out.replace(health={"no_signal": torch.isclose(a, b).all(-1).sum()})  # one begins with the other
