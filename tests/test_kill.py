@@ -41,6 +41,7 @@ def tide(r: Responses, *, beta: Positive = 0.5, decay: Positive = 0.7) -> Loss:
     return loss.replace(updates={"level": Update(seen.abs().sum() + 1, seen.new_full((), seen.numel()), moved)})
 '''
 REWARD = "def short(prompts, responses):\n    return [len(set(r)) - 0.1 * len(r) for r in responses]\n"
+WORDS = ["a great film", "a dull one", "the plot"]
 COMMON = "train.learning_rate=1e-2 train.logging_steps=1 train.disable_tqdm=true train.save_steps=2"
 KINDS = {
     "stateful": "train {method} -m {text} -d {pairs} -o {out} train.per_device_train_batch_size=4 train.max_steps=8 "
@@ -54,6 +55,10 @@ KINDS = {
     "online": "train online-dpo -m {text} -d {pairs} -o {out} rollout.reward={reward} rollout.rounds=2 "
     "rollout.prompts_per_round=9 rollout.samples_per_prompt=3 rollout.batch_size=2 rollout.max_new_tokens=6 "
     "train.per_device_train_batch_size=3",
+    "curry": "train curry-dpo -m {text} -d {lists} -o {out} method.criterion=logp method.kl_prompts=2 method.stages=2 "
+    "train.per_device_train_batch_size=4",
+    "moving": "train dpo -m {text} -d {pairs} -o {out} reference.mixup_alpha=0.5 reference.sync_steps=2 "
+    "train.per_device_train_batch_size=4 train.max_steps=8",
 }  # fmt: skip
 
 
@@ -64,9 +69,12 @@ class Chain:
         self.kind, self.tmp = kind, tmp
         (tmp / "tide.py").write_text(STATEFUL)
         (tmp / "taste.py").write_text(REWARD)
+        ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
+        (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
         image = kind == "diffusion"
         self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short"}
+        self.names["lists"] = tmp / "lists.jsonl"
         self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
         self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
 
@@ -121,7 +129,7 @@ def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.F
     assert whole["code"] == 0, chain.log("whole")
     assert not (tmp_path / "whole" / "run.lock").exists()
     assert [x["code"] for x in killed[:2]] == [-9] * 2
-    assert kind == "online" or "going on from" in chain.log("killed")
+    assert kind in ("online", "curry") or "going on from" in chain.log("killed")
     assert last["code"] == 0, chain.log("killed")
     chain.compare("whole", "killed")
 

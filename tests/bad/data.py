@@ -194,6 +194,22 @@ def kto_with_one_class(p: Place) -> list[str]:
     return p.train(method="kto", data=p.rows(*rows))
 
 
+@bad("no 'gold'", "row 1", "data.pairing = triple")
+def triple_without_gold(p: Place) -> list[str]:
+    return p.train(method="triple-tpo")
+
+
+@bad("row 1", "chosen response 1", "rejected one 2", "mis-ordered")
+def triple_in_the_wrong_order(p: Place) -> list[str]:
+    scores = {"gold": "best", "gold_score": 3, "chosen_score": 1, "rejected_score": 2}
+    return p.train(method="triple-tpo", data=p.rows(PAIR | scores))
+
+
+@bad("stage 3 of 3 has no pair", "at most 2 each")
+def lists_too_short_for_the_stages(p: Place) -> list[str]:
+    return p.train(method="curry-dpo", data=p.rows(*[LIST] * 3))
+
+
 @bad("gold", "row 1")
 def no_prompt_anywhere(p: Place) -> list[str]:
     method = p.file("golden.py", GOLDEN)

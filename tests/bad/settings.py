@@ -21,6 +21,12 @@ bad.train("override_without_value", "train.seed", "train.seed", "section.key=val
 bad.train("override_without_section", "beta=0.1", "beta", "method.beta")
 bad.train("override_of_a_value", "output.path=x", "output", "section")
 bad.train("reference_for_a_method_without", "reference.kind=frozen", "reference.kind", "simpo", method="simpo")
+bad.train(
+    "reference_for_a_triple", "reference.path=x", "reference.path", "triple-tpo", "no reference", method="triple-tpo"
+)
+bad.train("store_that_moves", "reference.kind=store reference.mixup_alpha=0.5", "store cannot move", "frozen")
+bad.train("stages_with_one_reference", "reference.path=x", "reference.path", "update_reference", method="curry-dpo")
+bad.train("chunks_of_one_file", "", "method.chunks", "data.path", method="sdpo")
 bad.train("soft_labels_unused", "data.soft_labels=logistic", "data.soft_labels", "data.use")
 bad.train("split_of_a_file", "data.split=test", "data.split", "datasets")
 bad.train("subset_of_a_file", "data.subset=en", "data.subset", "hub")

@@ -176,14 +176,15 @@ class Steps:
         *,
         model: str | None = None,
         data: Mapping[str, Any] | None = None,
-        reference: str | None = None,
+        reference: str | Mapping[str, Any] | None = None,
         sources: Mapping[str, str] | None = None,
         train: Mapping[str, Any] | None = None,
     ) -> RunConfig:
         """The recipe's configuration with another method, in the folder NAME.
 
         model: another start. data: keys of the data section that change (`written` gives those of a file that the
-        recipe made). reference: what the step is measured against, by default its own start. sources: name -> folder,
+        recipe made). reference: what the step is measured against, by default its own start, or keys of the section
+        that change. sources: name -> folder,
         over the configured ones. train: keys of the train section that change.
         The sections `reference` and `sources` reach those steps whose method asks for them.
         """
@@ -192,7 +193,8 @@ class Steps:
         moved: dict[str, Any] = {s: _default(s) for s in ("rollout", "reference", "sources")}
         if {"scores:reference", "scores:token_kl"} & set(needs):
             self._used.add("reference")
-            other = {} if reference in (None, start) else {"path": reference}
+            keys = {"path": reference} if isinstance(reference, str) and reference != start else reference
+            other = dict(keys) if isinstance(keys, Mapping) else {}
             moved["reference"] = config.reference.model_copy(update=other)
         named = dict(config.sources) | {k: SourceConfig(path=v) for k, v in (sources or {}).items()}
         moved["sources"] = {k: v for k, v in named.items() if f"scores:{k}" in needs}
