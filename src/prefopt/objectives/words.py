@@ -69,5 +69,6 @@ def log_odds(a: Tensor) -> Tensor:
 
 def lambda_weight(gain: Tensor, rank: Tensor) -> Tensor:
     """[R, R] |2^g_i - 2^g_j| |1/log(1 + rank_i) - 1/log(1 + rank_j)| (LambdaLoss, natural log), a constant."""
-    g, d = 2.0**gain, 1 / torch.log(1.0 + rank)
+    g = 2.0**gain
+    d = 1 / torch.log(1 + rank.to(g.dtype))
     return ((g[:, None] - g[None]).abs() * (d[:, None] - d[None]).abs()).detach()
