@@ -20,7 +20,7 @@ from .pretrain import train_denoiser, train_vae
 from .render import scenes
 from .truth import reward
 
-VERSION = "1"
+VERSION = "2"
 HELD_OUT = 16
 """Captions that no training pair has."""
 
@@ -36,12 +36,12 @@ class Effort:
 
 
 EFFORT: dict[str, Effort] = {
-    "sd": Effort(500, 1200, 640, 128),
-    "sd-v": Effort(500, 1200, 640, 128),
+    "sd": Effort(400, 500, 640, 128),
+    "sd-v": Effort(400, 500, 640, 128),
     "sdxl": Effort(40, 40, 64, 16),
     "sd3": Effort(40, 40, 64, 16),
 }
-SAMPLING = ImageSampling(steps=20, guidance=1.0, batch_size=64)
+SAMPLING = ImageSampling(steps=12, guidance=1.0, batch_size=64)
 
 
 def build(
