@@ -202,12 +202,12 @@ def lipo(b: Ragged, beta: float = 0.05) -> Tensor:
     return average(losses)
 
 
-def grpo_robust(b: Ragged, groups: int = 3, step_size: float = 0.01) -> Tensor:
+def grpo_robust(b: Ragged, annotators: int = 3, step_size: float = 0.01) -> Tensor:
     mean = []
-    for g in range(groups):
+    for g in range(annotators):
         members = [pair for pair, who in zip(b.pairs, b.notes["annotator"].tolist(), strict=True) if who == g]
         mean.append(average([-log_sigmoid(reward(b, w, 0.1) - reward(b, l, 0.1)) for w, l in members]))
-    return total(mean) / groups  # the weights start equal
+    return total(mean) / annotators  # the weights start equal
 
 
 CASES: list[tuple[Callable[..., Tensor], dict[str, Any]]] = [
@@ -244,7 +244,7 @@ CASES: list[tuple[Callable[..., Tensor], dict[str, Any]]] = [
     (plackett_luce, {"beta": 0.9}),
     (lipo, {}),
     (lipo, {"beta": 0.6}),
-    (grpo_robust, {"groups": 3}),
+    (grpo_robust, {"annotators": 3}),
 ]
 IDS = [f"{f.__name__}-{'-'.join(f'{k}={v}' for k, v in h.items()) or 'default'}" for f, h in CASES]
 
@@ -341,7 +341,7 @@ def test_bco_subtracts_the_mean_of_the_sides_over_all_steps():
 
 def test_group_weights_follow_the_losses():
     b = noted(5)
-    m = get_method("grpo-robust", groups=3, step_size=0.5, base={"name": "dpo", "beta": 0.4})
+    m = get_method("grpo-robust", annotators=3, step_size=0.5, base={"name": "dpo", "beta": 0.4})
     r = m.init(b.responses())
     update = m(r).updates["group_weights"]
     a = update.advance(r.states["group_weights"], update.sum, update.count)
@@ -359,8 +359,10 @@ def test_group_weights_follow_the_losses():
     [
         ("exo", {"label_smoothing": 0.0}, r"label_smoothing = 0.0: must be in \(0, 0.5\)"),
         ("alphapo", {"alpha": 0.0}, "alpha = 0 is SimPO"),
-        ("grpo-robust", {"groups": 1}, "at least 2"),
+        ("grpo-robust", {"annotators": 1}, "one group has no worst case"),
         ("grpo-robust", {"base": "kto"}, "needs a loss over pairs"),
+        ("mpo", {"w_p": 0.0, "w_q": 0.0, "w_g": 0.0}, "nothing is left to train on"),
+        ("mpo", {"w_q": 0.0, "quality": "nca"}, "quality = .* has no effect"),
         ("discopop", {"discopop_tau": 1.5}, r"must be in \(0, 1\]"),
         ("cpo", {"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing has no effect"),
     ],

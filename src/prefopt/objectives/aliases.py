@@ -21,6 +21,11 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "sft-dpo": ("3d-properties", {"beta_rejected": 0.1, "sft_gamma": 0.05}),
     "tdpo1": ("tdpo", {"variant": "tdpo1"}),
     "tdpo2": ("tdpo", {}),
+    "dpo-rk": ("rao-kupper", {}),
+    "dpo-d": ("davidson", {}),
+    "dpo-pl": ("plackett-luce", {}),
+    "lipo-lambda": ("lipo", {}),
+    "spin": ("dpo", {}),
     "tpo-l": ("triple-tpo", {"loss_type": "tpo-l"}),
 }
 
@@ -40,7 +45,7 @@ SHARED: Mapping[str, Mapping[str, str]] = {
     "cpo": {"cpo": "contrastive", "controllable cpo": "not here", "chain of preference optimization": "not here"},
     "d2po": {"d2po": "temporal decay of tokens", "discriminator-guided d2po": "not here"},
     "gdpo": {"gdpo-geometric": "geometric averaging, soft labels", "group-distributional gdpo": "not here"},
-    "mpo": {"combined": "mixed (DPO, BCO and SFT together)", "maximum a posteriori mpo": "not here"},
+    "mpo": {"mpo": "mixed (DPO, BCO and SFT together)", "maximum a posteriori mpo": "not here"},
     "rdpo": {"r-dpo": "regularised by length", "robust-dpo": "robust to flipped labels (dpo with loss_type robust)"},
     "epo": {"e-dpo": "distilled from rewards", "exo": "exact, reverse KL"},
     "npo": {"npo": "negative, unlearning", "self-npo": "negative model for guidance, images"},
