@@ -28,6 +28,7 @@ from ..errors import PrefoptError
 from ..files import write_atomically
 from ..objectives.hyper import describe
 from ..objectives.method import Family, Method
+from ..training.needs import follows_pairs
 
 if TYPE_CHECKING:  # a recipe is found and described without what training needs
     from ..training.folder import RunFolder
@@ -186,16 +187,19 @@ class Steps:
         recipe made). reference: what the step is measured against, by default its own start, or keys of the section
         that change. sources: name -> folder,
         over the configured ones. train: keys of the train section that change.
-        The sections `reference` and `sources` reach those steps whose method asks for them.
+        The sections `reference`, `sources` and `diagnostics` reach those steps whose method has a use for them.
         """
         config, needs = self.config, method.needs()
         start = model or config.model.path
-        moved: dict[str, Any] = {s: _default(s) for s in ("rollout", "reference", "sources")}
+        moved: dict[str, Any] = {s: _default(s) for s in ("rollout", "reference", "sources", "diagnostics")}
         if {"scores:reference", "scores:token_kl"} & set(needs):
             self._used.add("reference")
             keys = {"path": reference} if isinstance(reference, str) and reference != start else reference
             other = dict(keys) if isinstance(keys, Mapping) else {}
             moved["reference"] = config.reference.model_copy(update=other)
+        if follows_pairs(needs):
+            self._used.add("diagnostics")
+            moved["diagnostics"] = config.diagnostics
         named = dict(config.sources) | {k: SourceConfig(path=v) for k, v in (sources or {}).items()}
         moved["sources"] = {k: v for k, v in named.items() if f"scores:{k}" in needs}
         self._used.update(["sources"] if moved["sources"] else [])
@@ -209,6 +213,24 @@ class Steps:
                 **moved,
             }
         )
+
+    def scored(self, name: str, add: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Keys of a data section that reads the recipe's own data with further columns (annotation/build.py).
+
+        The files are NAME/train.jsonl and, with held-out data, NAME/eval.jsonl. A model among the specifications may be
+        a step of this recipe.
+        """
+        from ..annotation.build import build_scores, plan
+
+        data = self.config.data
+        if self.checking:
+            plan({k: [s for s in specs if str(self.path) not in s] for k, specs in add.items()}, partial=True)
+        train = self.make(f"{name}/train.jsonl", lambda path: build_scores(data, add, path))
+        keys: dict[str, Any] = {"path": str(train), "limit": None, "split": "train", "subset": None}
+        if data.eval_path is not None:
+            held_out = self.make(f"{name}/eval.jsonl", lambda path: build_scores(data, add, path, held_out=True))
+            keys["eval_path"] = str(held_out)
+        return keys
 
     def written(self, path: Path, eval_path: Path | None = None) -> dict[str, Any]:
         """Keys of a data section that reads a file which the recipe wrote: no layout, columns or split of the user's."""
@@ -250,7 +272,8 @@ class Steps:
     def refuse_idle_sections(self) -> None:
         """Sections that no step reads."""
         idle = {"rollout": "it trains offline", "reference": "no step uses a reference model",
-                "sources": "no step asks for another model's scores"}  # fmt: skip
+                "sources": "no step asks for another model's scores",
+                "diagnostics": "no step compares pairs by the policy's scores"}  # fmt: skip
         for section, why in idle.items():
             given = self.config.sources if section == "sources" else self.config.given(section)
             if given and section not in {*self._used, *self.recipe.sections}:
