@@ -22,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Look at preference data before a model does.", no_args_is_help=True)
+build_app = typer.Typer(help="Make data that a method needs of data that is there.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_app.add_typer(build_app, name="build")
 out = Console()
 err = Console(stderr=True)
 
@@ -206,6 +208,32 @@ def show(
     data = _data_config(path, overrides)
     for shown in show_examples(data, load_tokenizer(model), n=number, needs=_data_needs(method)):
         out.print(shown)
+
+
+@build_app.command()
+def scores(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    add: Annotated[
+        list[str],
+        typer.Option(help="NAME=WHAT, once for each number: reward_score=REWARD, margin_rewards=REWARD (or implicit:RUN), "
+                     "sources=MODEL, score=REWARD; a REWARD is a reward model's folder, module:function or file.py:function"),
+    ],
+    overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Add numbers about every response: of reward models, functions, implicit rewards, models with other tokenizers."""
+    from .annotation.build import build_scores
+
+    wanted: dict[str, list[str]] = {}
+    for item in add:
+        name, equals, what = item.partition("=")
+        if not equals:
+            raise PrefoptError(f"--add {item}: write NAME=WHAT, e.g. --add reward_score=path/to/reward-model")
+        wanted.setdefault(name, []).append(what)
+    record = build_scores(_data_config(path, overrides), wanted, output)
+    for name, found in record["statistics"].items():
+        out.print(f"{name}: mean {found['mean']:.4g}, deviation {found['std']:.4g} over {found['numbers']} numbers")
+    out.print(f"{record['rows']} rows in {output}, made from what {output.name}.job says", soft_wrap=True)
 
 
 def _data_config(path: str, overrides: list[str] | None) -> Any:

@@ -1,0 +1,1 @@
+"""Numbers about every response of a data set, by models and functions, as columns that training reads."""

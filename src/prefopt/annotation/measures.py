@@ -1,0 +1,203 @@
+"""What gives numbers to responses: a reward model or function, log-probabilities of a model, an implicit reward.
+
+A measure is opened (which may load a model), asked chunk by chunk, and let go. Its `identity` names what it is, weights
+and tokenizer included, so that answers can be kept by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..config import ModelConfig
+from ..data.config import DataConfig
+from ..data.encode import Encoder
+from ..data.example import Example
+from ..data.fields import TeachesNothing, Unreadable
+from ..errors import PrefoptError
+
+Answers = list[list[list[float]]]
+"""Example -> response -> numbers."""
+
+
+class Measure(Protocol):
+    """Numbers of the responses of examples."""
+
+    name: str
+    identity: str
+
+    def open(self) -> None: ...
+    def __call__(self, examples: Sequence[Example]) -> Answers: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class ByReward:
+    """One number: a reward model's folder, module:function or file.py:function of (prompts, responses)."""
+
+    name: str
+    identity: str = ""
+    _reward: Any = None
+
+    def open(self) -> None:
+        from ..rewards.callables import source_hash
+        from ..rewards.load import load_reward
+        from ..rewards.model import RewardModel
+        from ..scoring.identity import identity_of
+
+        self._reward = load_reward(self.name, progress=False)
+        function = self._reward.function
+        if isinstance(function, RewardModel):
+            what = identity_of(function.model) + _words(function.encoder.tokenizer)
+        else:
+            what = f"{self.name} {source_hash(function)}"
+        self.identity = _digest("reward", what, self._reward.objective)
+
+    def __call__(self, examples: Sequence[Example]) -> Answers:
+        flat = [(e.prompt, r) for e in examples for r in e.responses]
+        values = iter(self._reward([p for p, _ in flat], [r for _, r in flat]))
+        return [[[next(values)] for _ in e.responses] for e in examples]
+
+    def close(self) -> None:
+        self._reward = None
+
+
+@dataclass
+class LogProbability:
+    """Two numbers, the sum over a response's own tokens and how many they are, under a model's own tokenizer and chat
+    template; its end token counts, the prompt does not."""
+
+    name: str  # a model's folder, an adapter's or a run's
+    strings: str = "auto"
+    key: str = "sources"  # what the folder was given as, for messages
+    identity: str = ""
+    _model: Any = None
+    _encoder: Any = None
+
+    def open(self) -> None:
+        from ..models.text import load_text_model
+        from ..scoring.identity import identity_of
+
+        try:
+            loaded = load_text_model(ModelConfig(path=self.name), trainable=False)
+        except PrefoptError as e:
+            raise PrefoptError(str(e).replace("model.path", self.key, 1)) from None
+        self._model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        settings: Any = {"max_length": None, "strings": self.strings}
+        self._encoder = Encoder(loaded.tokenizer, DataConfig(path="-", **settings))
+        self.identity = _digest("logps", identity_of(loaded.model), _words(loaded.tokenizer), self.strings)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._encoder.tokenizer
+
+    def __call__(self, examples: Sequence[Example]) -> Answers:
+        from ..rollout.numbers import token_numbers
+
+        encoded = [_encoded(self._encoder, e) for e in examples]
+        found = token_numbers(self._model, encoded, progress=False)
+        return [[[float(x.sum(dtype="float64")), float(len(x))] for x in one["policy"]] for one in found]
+
+    def close(self) -> None:
+        self._model = None
+
+
+def _encoded(encoder: Encoder, example: Example) -> Any:
+    bare = replace(example, pairs=(), notes={}, gold=None, steps=None)
+    try:
+        return encoder(bare)
+    except (Unreadable, TeachesNothing) as e:
+        raise PrefoptError(f"{example.origin}: cannot be scored: {e}") from None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a column, from the answers of measures: a value itself, or beta (log pi - log pi_ref)."""
+
+    spec: str
+    measures: tuple[Measure, ...]
+    beta: float | None = None
+
+    def of(self, answers: Sequence[list[float]]) -> float:
+        """The number of one response."""
+        if self.beta is None:
+            return answers[0][0]
+        return self.beta * (answers[0][0] - answers[1][0])
+
+
+@dataclass
+class Known:
+    """Measures by what they are asked for, so that one model is opened once whatever it is used for."""
+
+    strings: str = "auto"
+    made: dict[tuple[str, str], Measure] = field(default_factory=dict)
+
+    def reward(self, spec: str) -> Measure:
+        return self.made.setdefault(("reward", spec), ByReward(spec))
+
+    def log_probability(self, folder: str, key: str) -> Measure:
+        return self.made.setdefault(("logps", folder), LogProbability(folder, self.strings, key))
+
+    def entry(self, spec: str, key: str) -> Entry:
+        """A reward, or `implicit:MODEL[,reference=FOLDER][,beta=NUMBER]`."""
+        if not spec.startswith("implicit:"):
+            return Entry(spec, (self.reward(spec),))
+        model, reference, beta = implicit(spec, key)
+        pair = (self.log_probability(model, key), self.log_probability(reference, key))
+        return Entry(spec, pair, beta)
+
+
+def implicit(spec: str, key: str) -> tuple[str, str, float]:
+    """(model, its reference, its beta) of an implicit reward; a run of prefopt knows its own."""
+    model, *given = spec.removeprefix("implicit:").split(",")
+    options = dict(item.partition("=")[::2] for item in given)
+    if unknown := set(options) - {"reference", "beta"}:
+        raise PrefoptError(f"{key} = {spec}: unknown '{min(unknown)}'; there are reference=FOLDER and beta=NUMBER")
+    usual = {} if {"reference", "beta"} <= set(options) else _of_run(Path(model).expanduser())
+    known = usual | options
+    if lacking := [k for k in ("reference", "beta") if known.get(k) in (None, "")]:
+        raise PrefoptError(
+            f"{key} = {spec}: {model} is no run of prefopt that says its {' and '.join(lacking)}; an implicit reward is "
+            f"beta (log pi - log pi_ref) with those of its own training: implicit:{model},reference=FOLDER,beta=NUMBER"
+        )
+    try:
+        beta = float(known["beta"])
+    except ValueError:
+        raise PrefoptError(f"{key} = {spec}: beta = {known['beta']!r} is no number") from None
+    if not 0 < beta < float("inf"):
+        raise PrefoptError(f"{key} = {spec}: beta must be greater than 0")
+    return model, str(known["reference"]), beta
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.yaml").is_file():
+        return {}
+    from ..evaluation.run import run_config
+
+    config = run_config(folder)
+    return {"reference": config.reference.path or config.model.path, "beta": config.method.get("beta")}
+
+
+def same_tokenizer(entry: Entry, key: str) -> None:
+    """An implicit reward is a sum over the same tokens of both models. (Both have been opened.)"""
+    models = [m for m in entry.measures if isinstance(m, LogProbability)]
+    words = [m.tokenizer.get_vocab() for m in models]
+    if any(w != words[0] for w in words):
+        names = " and its reference ".join(m.name for m in models)
+        raise PrefoptError(f"{key} = {entry.spec}: {names} have other tokenizers than each other")
+
+
+def _words(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return _digest(words, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None))
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
