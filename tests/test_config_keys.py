@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from prefopt import PrefoptError, get_method
-from prefopt.config import AdapterConfig, DenoisingConfig, ModelConfig, ReferenceConfig, RolloutConfig, make
+from prefopt.config import (
+    AdapterConfig,
+    DenoisingConfig,
+    DiagnosticsConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RolloutConfig,
+    make,
+)
 from prefopt.data.config import DataConfig
 from prefopt.data.prepare import prepare_text
 from prefopt.models.text import load_text_model, load_tokenizer
@@ -34,7 +42,7 @@ def table(*keys: str) -> Any:
 
 def test_no_key_is_forgotten() -> None:
     kinds = {"model": ModelConfig, "model.adapter": AdapterConfig, "reference": ReferenceConfig, "data": DataConfig}
-    kinds |= {"denoising": DenoisingConfig, "rollout": RolloutConfig}
+    kinds |= {"denoising": DenoisingConfig, "rollout": RolloutConfig, "diagnostics": DiagnosticsConfig}
     assert {f"{section}.{key}" for section, kind in kinds.items() for key in kind.model_fields} == SEEN
 
 
@@ -376,3 +384,23 @@ def test_lists_for_a_pointwise_method_may_say_how_they_are_paired(
 ) -> None:
     config = run_config(text_model, pairs_file, tmp_path, data={"path": str(pairs_file), "pairing": "best_worst"})
     refuse_without_effect(config, get_method("kto"), "text")
+
+
+# ----------------------------------------------------------------------------------------------------- diagnostics
+DIAGNOSTICS: dict[str, Any] = {"every": 1, "pairs": 3, "samples": 2, "max_new_tokens": 3, "patience": 1}
+
+
+@table(*(f"diagnostics.{k}" for k in DIAGNOSTICS))
+def test_diagnostics(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    from prefopt.training.run import train
+
+    looks = {}
+    for key in (None, *DIAGNOSTICS):
+        given = {"every": 2, "pairs": 6, "max_new_tokens": 6, "patience": 4} | ({key: DIAGNOSTICS[key]} if key else {})
+        folder = tmp_path / str(key)
+        content = {"train": {"max_steps": 4, "learning_rate": 0.05, "disable_tqdm": True}, "diagnostics": given}
+        train(run_config(text_model, pairs_file, tmp_path, output=str(folder), **content))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        looks[key] = [{k: v for k, v in r.items() if k != "loss"} for r in rows if "properties/chosen" in r]
+    same = [key for key in DIAGNOSTICS if looks[key] == looks[None]]
+    assert same in ([], ["patience"])  # this run need not degrade: tests/training/test_properties.py has one that does

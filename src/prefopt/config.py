@@ -110,6 +110,18 @@ class RolloutConfig(Section):
     reference: Literal["start", "round"] = Field("start", description="fixed, or moved to each round's start")
 
 
+class DiagnosticsConfig(Section):
+    """The three properties of DPO (2406.07327), followed while a pairwise method trains."""
+
+    every: int = Field(0, ge=0, description="steps from one look to the next; 0: never")
+    pairs: int = Field(64, ge=2, description="training pairs that are followed, drawn by train.seed")
+    samples: int = Field(
+        1, ge=0, description="text: unseen answers to each followed prompt, drawn from the model before the first step"
+    )
+    max_new_tokens: int = Field(128, ge=1, description="of such an answer")
+    patience: int = Field(3, ge=1, description="looks in a row with a falling chosen side that count as degradation")
+
+
 # keys of transformers.TrainingArguments that would do nothing here, and what does their work
 WITHOUT_EFFECT = {
     "output_dir": "set `output`",
@@ -171,6 +183,7 @@ class RunConfig(Section):
     sources: dict[str, SourceConfig] = Field(default_factory=dict)  # name as the method asks for it -> model
     denoising: DenoisingConfig = Field(default_factory=DenoisingConfig)  # type: ignore[arg-type]
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)  # type: ignore[arg-type]
+    diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)  # type: ignore[arg-type]
     output: str
 
     def given(self, section: str) -> set[str]:
@@ -185,6 +198,7 @@ SECTIONS: dict[str, Any] = {
     "reference": ReferenceConfig,
     "denoising": DenoisingConfig,
     "rollout": RolloutConfig,
+    "diagnostics": DiagnosticsConfig,
 }
 
 

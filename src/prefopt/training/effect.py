@@ -11,7 +11,7 @@ from ..data.readers import is_saved_dataset
 from ..errors import PrefoptError
 from ..objectives.method import Method
 from ..scoring.text import asked_sources
-from .needs import data_needs, how_to_give
+from .needs import data_needs, follows_pairs, how_to_give
 
 EVALUATION_KEYS = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",
@@ -63,6 +63,13 @@ def _data(config: RunConfig, method: Method, kind: str) -> Idle:
     if data.soft_labels and "label_probability" not in {*data.use, *needs}:
         yield "data.soft_labels", "add label_probability to data.use, or take a method that reads it"
     paths = [*data.paths, *data.eval_paths]
+    for key in ("list_labels", "score_range", "best_first"):
+        if key in given and "value" not in needs:
+            yield f"data.{key}", f"{method.name} takes no ranked lists with labels"
+    if data.step_marker is not None and "step_index" not in needs:
+        yield "data.step_marker", f"{method.name} knows no steps"
+    if data.stop_words is not None and "graded" not in needs:
+        yield "data.stop_words", f"{method.name} cuts no key phrases"
     if data.split != "train" and all(_is_plain(p) for p in paths):
         yield "data.split", "only datasets folders and hub data have splits"
     if data.subset is not None and all(Path(p).expanduser().exists() for p in paths):
@@ -101,6 +108,21 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
     for key in sorted(config.given("rollout")):
         yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
+    yield from _diagnostics(config, method, kind)
+
+
+def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
+    given = config.given("diagnostics")
+    if given and not follows_pairs(method.needs()):
+        yield f"diagnostics.{min(given)}", f"{method.name} compares no pairs of responses by the policy's scores"
+    for key in sorted(given - {"every"}):
+        if not config.diagnostics.every:
+            yield f"diagnostics.{key}", "nothing is followed while diagnostics.every is 0"
+    if kind == "diffusion":
+        for key in sorted(given & {"samples", "max_new_tokens"}):
+            yield f"diagnostics.{key}", "pictures are not drawn; the unseen ones are those of the held-out data"
+    elif "max_new_tokens" in given and not config.diagnostics.samples:
+        yield "diagnostics.max_new_tokens", "diagnostics.samples is 0"
 
 
 def _train(config: RunConfig) -> Idle:

@@ -5,19 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.grading import Grading
 from ..data.side_notes import how_to_give_note
 
 
 def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """What the data has to hold, in the words of the data package."""
     wanted = {"gold"} if "extras:gold" in needs else set()
+    wanted |= {"graded"} if "features:graded_features" in needs else set()
     for key, spec in needs.items():
         kind, _, name = key.partition(":")
         if kind != "notes" or name == "group" or spec.get("optional") or spec.get("fallback"):
             continue
+        if name == "graded_valid":
+            continue
+        if spec.get("dtype") == "common step":
+            wanted.add("common_steps")
         instead = spec.get("instead")
         wanted.add(f"{name}|{instead}" if instead else name)
     return wanted
+
+
+def grading(needs: Mapping[str, Mapping[str, Any]]) -> Grading | None:
+    """Which graded versions of the responses the data has to hold, if any; as many levels as are asked for."""
+    spec = needs.get("features:graded_features")
+    if spec is None:
+        return None
+    how, levels = dict(spec.get("how", {})), int(spec["shape"].split()[1])
+    how.pop("pool", None)
+    return Grading(**({"ratios": tuple(k / (levels - 1) for k in range(levels))} | how))
 
 
 def how_to_give(need: str, kind: str) -> str:
@@ -45,3 +61,8 @@ _SCORES = {
     "entropy": "the entropy of a distribution over a vocabulary, which only language models have",
     "reward": "the score of a reward head, which only text models with one (bt-reward) have",
 }
+
+
+def follows_pairs(needs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Are chosen and rejected responses compared by what the policy says of them?"""
+    return {"notes:pairs", "scores:policy"} <= set(needs)

@@ -28,6 +28,7 @@ from .estimate import Estimate, estimate
 from .folder import RunFolder
 from .needs import how_to_give
 from .processes import decided_by_main
+from .properties import follow
 from .sampler import micro_batches, seen
 from .task import Task
 from .trainer import Trainer
@@ -112,7 +113,8 @@ def _train(
                 "process: launch with configs/multi_gpu.yaml, or train an adapter without sharding"
             )
         decided_by_main(args, look)
-        task.prepare(seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps))
+        drawn = seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps)
+        task.prepare(drawn)
         decided_by_main(args, lambda: folder.start(whole, record))  # whatever can be refused has been
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -120,6 +122,8 @@ def _train(
         if resume is not None:
             log.info("going on from %s", resume)
             trainer.restore_method(resume)
+        if config.diagnostics.every:
+            trainer.add_callback(follow(trainer, config.diagnostics, drawn, folder.path, resume is not None))
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(folder.path, "interrupted", cost, record)

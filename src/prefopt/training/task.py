@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,3 +39,5 @@ class Task:
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None
     moving: Moving | None = None  # the reference, where it follows the policy
+    # token ids that the model as it is now says to the prompts of examples, each: (examples, number, most tokens, seed)
+    answer: Callable[[Sequence[Any], int, int, int], list[list[list[int]]]] | None = None
