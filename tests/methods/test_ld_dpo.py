@@ -83,7 +83,7 @@ def test_a_stored_sum_of_the_reference_is_enough_for_policy_only_alone():
         ({"ld_alpha": math.nan}, r"must be in \[0, 1\]"),
         ({"beta": 0.0}, r"must be in \(0, inf\)"),
         ({"length": "mean"}, "has a length rule of its own"),
-        ({"tokens": {"name": "decay", "gamma": 0.9}}, "policy and reference apart"),
+        ({"token_weight": {"name": "decay", "gamma": 0.9}}, "policy and reference apart"),
         ({"ld_alpha": 1.0, "side": "chosen"}, "ld-dpo.side = 'chosen' has no effect"),
         ({"ld_alpha": 1.0, "reference": "both"}, "ld-dpo.reference = 'both' has no effect"),
     ],

@@ -13,7 +13,7 @@ from prefopt.reporting.health import findings
 from prefopt.reporting.plots import smoothed
 from prefopt.reporting.report import headline, write_report
 from prefopt.reporting.run_folder import Run, read_run
-from prefopt.reporting.sections import chosen_samples, data_summary, number, tiles
+from prefopt.reporting.sections import chosen_samples, data_summary, learnt, number, tiles
 
 from .fake_run import EVALUATION, fake_run
 
@@ -236,3 +236,14 @@ def test_dropped_rows_by_reason_and_file():
     assert summary["dropped"][1][:2] == ("an empty answer (held-out data)", 20)
     assert summary["dropped"][1][2] == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …"
     assert data_summary({}) == {"counts": {}, "dropped": [], "fingerprint": None}
+
+
+def test_what_a_method_learnt_is_shown_by_name_lowest_first(tmp_path):
+    record = {"learnt": {"eta": {"alice": 0.95, "bob": 0.61}}, "exported": {"file": "examples.jsonl", "rows": 3}}
+    assert list(learnt(record)["eta"]) == ["bob", "alice"]
+    assert learnt({}) == {}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    page = write_report(tmp_path).read_text()
+    assert "bob" in page
+    assert "0.610" in page
+    assert "examples.jsonl" in page

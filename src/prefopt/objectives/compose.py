@@ -19,8 +19,8 @@ from .words import soft
 def compose(base: Method, given: Mapping[str, Any], check: bool = True) -> Method:
     """`base` with parts of other methods, as a configuration names them (see docs/composition.md).
 
-    link: the divergence whose f'(ratio) is the reward. length: how a response's positions become one number. tokens:
-    how much each position counts. compare: what is done with the difference of two rewards.
+    link: the divergence whose f'(ratio) is the reward. length: how a response's positions become one number.
+    token_weight: how much each position counts. compare: what is done with the difference of two rewards.
     Raises PrefoptError with the reason where a part has no meaning for `base`, and where it changes nothing.
     """
     for kind in given:

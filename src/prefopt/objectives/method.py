@@ -29,7 +29,7 @@ class Method:
     fn: Callable[..., Loss]
     hyper: Mapping[str, Any]
     key: str = field(default="", compare=False)  # the hyperparameter of a wrapper that holds this method
-    parts: Mapping[str, Part] = field(default_factory=dict)  # link, length, tokens, compare: see compose.py
+    parts: Mapping[str, Part] = field(default_factory=dict)  # link, length, token_weight, compare: see compose.py
     shape: Shape | None = field(default=None, compare=False)  # the same, as the batch reads it
     finish: Callable[[Loss, Responses], Loss] | None = field(default=None, compare=False)  # annotations applied
 

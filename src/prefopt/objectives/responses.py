@@ -105,7 +105,7 @@ class Responses:
         return self._shaped(self.score("policy", grad=True) - self.reference, "log_ratio")
 
     def given(self, part: str) -> bool:
-        """Whether the configuration brings this part (link, length, tokens), which the method may have to refuse."""
+        """Whether the configuration brings this part (link, length, token_weight), which the method may have to refuse."""
         return self.shape is not None and getattr(self.shape, part) is not None
 
     def _shaped(self, scores: Scores, what: str) -> Scores:

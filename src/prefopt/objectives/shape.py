@@ -45,7 +45,7 @@ class Tail:
     alpha: float
 
 
-Tokens = Callable[["Responses", Scores], Tensor]  # (the view, what is weighed) -> weights [R, T], constants
+TokenWeight = Callable[["Responses", Scores], Tensor]  # (the view, what is weighed) -> weights [R, T], constants
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Shape:
 
     link: Callable[[Tensor], Tensor] | None = None
     length: str | Tail | None = None
-    tokens: Tokens | None = None
+    token_weight: TokenWeight | None = None
     referenced: bool = True  # the reward is a log-ratio, else the policy's log-probability
 
     def rule(self, view: Responses, scores: Scores, what: str) -> Rule | None:
         """For the policy's scores or the log-ratio of a view. Nothing is refused before it is reduced."""
         if what == "policy" and self.referenced:
-            return Rule(refusal=APART) if self.length or self.tokens else None
+            return Rule(refusal=APART) if self.length or self.token_weight else None
         link = self.link if what == "log_ratio" else None
-        weight = None if self.tokens is None else self.tokens(view, scores)
+        weight = None if self.token_weight is None else self.token_weight(view, scores)
         if not isinstance(self.length, Tail):
             return Rule(link, self.length, weight)  # type: ignore[arg-type]
         if view.public is None:
@@ -127,7 +127,7 @@ PARTS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
         "alpha_divergence": _alpha_divergence,
     },
     "length": {"sum": lambda: "sum", "mean": lambda: "mean", "ld": _ld},
-    "tokens": {"decay": _decay, "entropy": _entropy},
+    "token_weight": {"decay": _decay, "entropy": _entropy},
     "compare": {"sigmoid": _sigmoid, "robust": _robust, "hinge": lambda: words.hinge, "squared": _squared},
 }
 KINDS = tuple(PARTS)

@@ -62,6 +62,8 @@ def context(run: Run) -> dict[str, Any]:
         "images": sections.image_rows(run),
         "details": sections.details(evaluation),
         "settings": sections.flat(evaluation.get("settings") or {}),
+        "learnt": sections.learnt(run.record),
+        "exported": (run.record.get("exported") or {}).get("file", ""),
         "data": sections.data_summary(run.record),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
         "versions": sections.flat(run.record.get("versions") or {}),

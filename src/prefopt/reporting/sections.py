@@ -202,6 +202,15 @@ def data_summary(record: dict[str, Any]) -> dict[str, Any]:
     return {"counts": counts, "dropped": dropped, "fingerprint": data.get("fingerprint")}
 
 
+def learnt(record: dict[str, Any], most: int = 40) -> dict[str, dict[str, str]]:
+    """State -> name -> number, of what the method keeps for each name in the data; the lowest of very many."""
+    found = {}
+    for state, numbers in (record.get("learnt") or {}).items():
+        ordered = sorted(numbers.items(), key=lambda item: item[1])
+        found[state] = {("all labels" if len(ordered) == 1 else name): number(x) for name, x in ordered[:most]}
+    return found
+
+
 _NOT_COUNTS = frozenset({"dropped", "eval_data", "fingerprint", "paths", "names", "notes"})
 
 

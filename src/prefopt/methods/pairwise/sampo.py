@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...objectives.hyper import Positive
 from ...objectives.loss import Loss, prefer
-from ...objectives.method import method
+from ...objectives.method import method, require
 from ...objectives.responses import Responses
 from ...objectives.scores import Scores
 
@@ -24,6 +24,7 @@ def sampo(r: Responses, *, beta: Positive = 0.1, tokens: Literal["sampled", "exp
     depend on the batch and a resumed run repeats it. expected: the mean over all draws, min(|y_w|, |y_l|) times the
     mean log-ratio.
     """
+    require(not r.given("length"), "has a length rule of its own; put length on dpo")
     w, l = r.pairs()
     m = torch.minimum(w.policy.length, l.policy.length)
 
