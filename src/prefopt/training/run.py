@@ -25,7 +25,9 @@ from ..objectives.method import Method, family
 from . import checkpoints
 from .effect import refuse_missing_sources, refuse_without_effect
 from .estimate import Estimate, estimate
+from .export import export
 from .folder import RunFolder
+from .names import with_names
 from .needs import how_to_give
 from .processes import decided_by_main
 from .properties import follow
@@ -70,6 +72,7 @@ def train(
     folder = RunFolder(config.output)
     if dry_run:
         task, args, per_step = _prepared(config, method, kind, args)
+        with_names(method, task.record.get("data", {}))
         return Outcome(folder.path, "dry run", estimate(task, args, per_step, method.needs()), task.record)
     whole = effective(config, method)
     state = decided_by_main(args, lambda: folder.claim(whole))
@@ -93,6 +96,7 @@ def _train(
     callbacks: Sequence[transformers.TrainerCallback],
 ) -> Outcome:
     task, args, per_step = _prepared(config, method, kind, args)
+    method = with_names(method, task.record.get("data", {}))
     cost = estimate(task, args, per_step)
     record = {"method": method.record(), "modality": kind, **task.record}
     main = args.process_index == 0
@@ -127,11 +131,12 @@ def _train(
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(folder.path, "interrupted", cost, record)
+        exported = export(trainer, drawn, folder.path)
         weights = trainer.gathered_weights()
         if main:
             task.save(trainer.accelerator.unwrap_model(trainer.model), folder.path, weights)
             trainer.state.save_to_json(str(folder.path / "trainer_state.json"))
-            folder.finish(steps=trainer.state.global_step)
+            folder.finish(steps=trainer.state.global_step, learnt=trainer.learnt(), exported=exported)
     return Outcome(folder.path, "finished", cost, folder.record)
 
 
