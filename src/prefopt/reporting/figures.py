@@ -46,6 +46,12 @@ def training_figures(run: Run) -> list[Figure]:
          "How likely the model finds whole answers. Good: rejected falls; if chosen falls much as well, the model "
          "forgets how to write.",
          [("logps/chosen", one), ("logps/rejected", two)], PAIR, {}),
+        ("Where the probability goes",
+         "Change of the log-probability of whole answers on followed pairs, and on answers that belong to no pair (for "
+         "images: of their denoising score). Good: rejected falls a little, chosen holds or rises; where both fall, "
+         "the mass goes elsewhere, and if unseen answers fall as well, far from where the model began.",
+         [("properties/chosen", one), ("properties/rejected", two), ("properties/unseen", "before")],
+         (*PAIR, ("before", "unseen")), {"level": 0.0, "smooth": False}),
         ("Gradient norm",
          "The size of each step's push. Good: the same order of magnitude throughout; lone peaks are odd rows.",
          [("grad_norm", one)], (), {"log": True}),
@@ -55,7 +61,9 @@ def training_figures(run: Run) -> list[Figure]:
     for title, text, lines, legend, options in table:
         svg = curves(run.metrics, lines, name=title.lower().replace(" ", "-"), title=title, **options)
         if svg is not None:
-            figures.append(Figure(title, text, svg, legend))
+            there = {key.removeprefix("eval_") for row in run.metrics for key in row}
+            shown = tuple(entry for entry, (key, _) in zip(legend, lines, strict=False) if key in there)
+            figures.append(Figure(title, text, svg, shown))
     return figures
 
 

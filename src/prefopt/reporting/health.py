@@ -45,6 +45,14 @@ def _training(run: Run) -> Iterator[Finding]:
             "avoid, not what to write. A smaller learning rate, a larger beta or an added SFT term counters it."
         )
         yield Finding("Preferred answers became less likely", text)
+    steps, degrading = points(run.metrics, "properties/degrading")
+    if degrading.any():
+        text = (
+            f"From step {steps[degrading > 0][0]:.0f} on ({degrading.mean():.0%} of the looks) the followed preferred "
+            "answers became less likely look after look while the margin rose: rejected ones are only driven away. "
+            "A smaller learning rate, or 3d-properties with beta_rejected below beta_chosen or with sft_gamma, counters it."
+        )
+        yield Finding("The training degrades into suppression", text)
     train, held_out = points(run.metrics, "rewards/accuracies")[1], points(run.metrics, "eval_rewards/accuracies")[1]
     if len(train) > 4 and len(held_out) and _ends(train)[1] - held_out[-1] > OVERFIT:
         text = (
