@@ -33,6 +33,7 @@ class Probe(Responses):
     seed: int = 0
     sparse: bool = False
     scale: float = 1.0  # of the scores
+    size: int = R  # responses
     tilt: int = 0  # other scores, but for extras without gradient: shows which statistics come too late
 
     def _ask(self, kind: str, name: str, **spec: Any) -> Any:
@@ -62,25 +63,25 @@ class Probe(Responses):
         return made.values.requires_grad if kind == "scores" else kind != "features" or made.requires_grad
 
     def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
-        values = -3 * self.scale * torch.rand(R, T, generator=g, dtype=torch.float64)
-        count = (torch.arange(T) < torch.tensor(LENGTHS)[:, None]).double()
+        values = -3 * self.scale * torch.rand(self.size, T, generator=g, dtype=torch.float64)
+        count = (torch.arange(T) < torch.tensor(LENGTHS[: self.size])[:, None]).double()
         return Scores(values.requires_grad_() if grad else values, count)
 
     def _notes(
         self, name: str, g: Generator, shape: str, dtype: Any, below: int | None, within: Any = None, **_: Any
     ) -> Tensor:
-        sizes = {"R": R, "P": P, "T": T}
+        sizes = {"R": self.size, "P": P, "T": T}
         size = [int(a) if a.isdigit() else sizes.get(a, FREE) for a in shape.split()]
         if dtype == "row":
             return torch.arange(R).view(P, 2)
         if dtype == "group":
-            return torch.arange(R) // 4
+            return torch.arange(self.size) // 4
         if dtype is bool:
             return torch.arange(size[0]) % 2 == 0
         if dtype is int:
             return torch.randint(0, below or 2, size, generator=g)
         if dtype == "common step":
-            return (1 + torch.arange(T) * FREE // T).expand(R, T)
+            return (1 + torch.arange(T) * FREE // T).expand(self.size, T)
         if within:
             low = within[0] if math.isfinite(within[0]) else within[1] - SPAN
             high = within[1] if math.isfinite(within[1]) else within[0] + SPAN
@@ -99,7 +100,8 @@ class Probe(Responses):
         # what is asked of an extra is noted apart: the scorer must know which scores its rows need
         asked = self.asked[f"extras:{name}"].setdefault("asked", {})
         tilt = self.tilt if grad else 0
-        return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=tilt, scale=self.scale)
+        size = P if "notes:pairs" in self.asked else R  # one a pair, or one a response
+        return Probe(seed=self.seed + 7, asked=asked, path=self.path, tilt=tilt, scale=self.scale, size=size)
 
     def _states(self, name: str, g: Generator, start: Callable[[], Tensor], of: str) -> Tensor:
         return start()
@@ -112,7 +114,7 @@ class Probe(Responses):
         """The probe's shapes are its own."""
 
     def count_rows(self) -> int:
-        return R
+        return self.size
 
 
 @dataclass(frozen=True)
