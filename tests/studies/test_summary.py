@@ -51,6 +51,7 @@ def test_runs_that_did_not_finish_count_as_the_worst_seen(status: str) -> None:
     assert scored([row(reward=0.9), row(reward=None, status=status)], start=0.4)[1]["score"] == 0.4
     other = [row(reward=0.1, start="base"), row(reward=0.8), row(reward=None, status=status)]
     assert scored(other)[2]["score"] == 0.4  # from the same start only
+    assert scored([row(reward=0.1, size=8), row(reward=0.8), row(reward=None, status=status)])[2]["score"] == 0.4
     found = summary.methods(scored(rows), ("sft", None), [0.5], [0.1])["dpo"]
     assert found["runs"] == 3 and found[status] == 1 and found["percentiles"]["0.5"] == 0.2
 

@@ -89,6 +89,7 @@ class Painter:
         down = math.ceil(len(labels) / ACROSS)
 
         def whole(canvas: Canvas) -> None:
+            canvas.get_layout_engine().set(h_pad=0.1, w_pad=0.1)  # type: ignore[union-attr,call-arg]
             grid = canvas.subplots(down, ACROSS, sharex=share, sharey=True, squeeze=False)
             for axes, label in zip(grid.flat, labels, strict=False):
                 axes.locator_params(nbins=4)

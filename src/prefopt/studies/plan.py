@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from ..config import SHORTHAND, RunConfig, make
 from ..errors import PrefoptError
 from .config import MethodConfig, StudyConfig
 
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 VERSION = 1  # raised when the same run would be measured otherwise
 QUIET = {"save_total_limit": 1, "disable_tqdm": True}  # of every run, unless the study says otherwise
 
@@ -100,9 +102,9 @@ def _run(
     point = line.tried()[number]
     content = _shared(study, start)
     named = line.method if line.method is not None else label
-    content["method"] = {"name": named} if isinstance(named, str) else dict(named)
+    content["method"] = {"name": filled(named)} if isinstance(named, str) else filled(named)
     for key, value in {**line.settings, **point}.items():
-        _lay(content, key, value, f"methods.{label}")
+        _lay(content, key, filled(value), f"methods.{label}")
     for key, value in (("data.limit", size), ("train.seed", seed)):
         if value is not None:
             _lay(content, key, value, f"methods.{label}")
@@ -115,6 +117,7 @@ def _run(
 def _shared(study: StudyConfig, start: str) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in study.shared.items():
+        value = filled(value)
         content[key] = {SHORTHAND[key]: value} if isinstance(value, str) and key in SHORTHAND else dict(value)
     if "data" not in content:
         raise PrefoptError("the study lacks `data`")
@@ -125,7 +128,7 @@ def _shared(study: StudyConfig, start: str) -> dict[str, Any]:
             )
     if "limit" in content["data"] and study.sizes != [None]:
         raise PrefoptError("data.limit has no effect beside `sizes`: they say how many rows are read")
-    model = study.starts[start]
+    model = filled(study.starts[start])
     content["model"] = content.get("model", {}) | ({"path": model} if isinstance(model, str) else dict(model))
     content["train"] = QUIET | content.get("train", {})
     content["data"].pop("eval_path", None)  # the study measures; a run of it only trains
@@ -155,7 +158,7 @@ def _lay(content: dict[str, Any], key: str, value: Any, where: str) -> None:
 def _measured(study: StudyConfig, hashes: Hashes, content: Mapping[str, Any]) -> list[Any]:
     """How a run is measured, and the bytes of everything that this reads."""
     evaluation = study.evaluation.model_dump(exclude={"data", "batch_size"})
-    read = [content["model"]["path"], *_listed(study.evaluation.data or _eval_path(study))]
+    read = [content["model"]["path"], *_listed(evaluation_data(study).get("eval_path"))]
     for spec in (evaluation["reward"], evaluation["judge"]):
         read += [spec.split("#")[0].rpartition(":")[0] or spec] if spec else []
     return [evaluation, [hashes.of(path) for path in read]]
@@ -179,20 +182,15 @@ def _hash_of(what: Any) -> str:
 
 def evaluation_data(study: StudyConfig) -> dict[str, Any]:
     """The data section that all runs are measured on: the study's own reading of its held-out file."""
-    shared = study.shared["data"]
+    shared = filled(study.shared["data"])
     data = {"path": shared} if isinstance(shared, str) else dict(shared)
     for key in ("limit", "use", "soft_labels"):
         data.pop(key, None)
-    path = study.evaluation.data or data.get("eval_path")
+    path = filled(study.evaluation.data) or data.get("eval_path")
     if path is not None:
         data |= {"path": path, "eval_path": path}
         data.pop("eval_fraction", None)
     return data
-
-
-def _eval_path(study: StudyConfig) -> Any:
-    data = study.shared.get("data")
-    return data.get("eval_path") if isinstance(data, dict) else None
 
 
 def _listed(value: Any) -> list[str]:
@@ -206,6 +204,22 @@ def _hash(place: Path, files: list[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def filled(value: Any) -> Any:
+    """`value` with every $NAME in its texts replaced by the environment's; PrefoptError for one that is not set."""
+    if isinstance(value, dict):
+        return {key: filled(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [filled(v) for v in value]
+    return VARIABLE.sub(_of_environment, value) if isinstance(value, str) else value
+
+
+def _of_environment(found: re.Match[str]) -> str:
+    name = found[1] or found[2]
+    if name not in os.environ:
+        raise PrefoptError(f"the study names ${name}, and the environment has no such variable: export {name}=...")
+    return os.environ[name]
 
 
 def short(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Numbers from numbers: what the runs of a study say together. Pure functions of rows.
 
 A row is one run: label, point (setting -> value), start, size, seed, central, status ("finished", "diverged", "failed")
-and, if it finished, its numbers. Runs that did not finish count as the worst score seen from the same start (the start
-model's own included): left out, they would flatter the method that breaks most often.
+and, if it finished, its numbers. Runs that did not finish count as the worst score seen from the same start on as many
+rows (the start model's own included): left out, they would flatter the method that breaks most often.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ CURVE = 21  # points of a percentile curve
 
 
 def scored(rows: Sequence[Row], score: str, starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `score`: the number of that name, or the worst from the same start where a run did not finish.
+    """The rows with `score`: the number of that name, or the worst of its place where a run did not finish.
 
     starts: label -> the start model's own numbers. PrefoptError if a finished run lacks the score.
     """
-    worst: dict[str, float] = {}
+    worst: dict[tuple[str, int | None], float] = {}
     for row in rows:
         if row["status"] == "finished":
             value = row.get(score)
@@ -33,14 +33,18 @@ def scored(rows: Sequence[Row], score: str, starts: Mapping[str, Mapping[str, An
                 raise PrefoptError(
                     f"the finished run {row['run']} has no {score}: runs of different metrics are no study"
                 )
-            worst[row["start"]] = min(value, worst.get(row["start"], math.inf))
-    for label, numbers in starts.items():
-        if numbers.get(score) is not None:
-            worst[label] = min(float(numbers[score]), worst.get(label, math.inf))
-    return [
-        {**row, "score": float(row[score]) if row["status"] == "finished" else worst.get(row["start"], math.nan)}
-        for row in rows
-    ]
+            worst[place(row)] = min(value, worst.get(place(row), math.inf))
+
+    def counted(row: Row) -> float:
+        own = starts.get(row["start"], {}).get(score)
+        return min(worst.get(place(row), math.inf), math.inf if own is None else float(own))
+
+    return [{**row, "score": float(row[score]) if row["status"] == "finished" else counted(row)} for row in rows]
+
+
+def place(row: Row) -> tuple[str, int | None]:
+    """Start and size: only runs of the same are compared."""
+    return row["start"], row["size"]
 
 
 def robustness(
@@ -135,7 +139,7 @@ def methods(
     rows: Sequence[Row], main: tuple[str, int | None], percentiles: Sequence[float], thresholds: Sequence[float]
 ) -> dict[str, dict[str, Any]]:
     """Label -> robustness over its runs at the main start and size, its best setting (mean over seeds), its frontier."""
-    here = [row for row in rows if (row["start"], row["size"]) == main]
+    here = [row for row in rows if place(row) == main]
     top = max((row["score"] for row in here), default=math.nan)
     found = {}
     for label, own in _by(here, "label").items():
