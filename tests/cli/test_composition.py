@@ -54,7 +54,7 @@ def test_a_combination_trains_from_its_page(number, places, tmp_path):
         "output": str(tmp_path / "o")
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
-    train = ["train.max_steps=12", "train.learning_rate=0.01", "train.logging_steps=1", "train.warmup_steps=0"]
+    train = ["train.max_steps=12", "train.learning_rate=0.002", "train.logging_steps=1", "train.warmup_steps=0"]
     done = CliRunner().invoke(app, ["train", str(tmp_path / "run.yaml"), *train, "train.disable_tqdm=true"])
     assert done.exit_code == 0, done.output
     logs = [json.loads(line) for line in (tmp_path / "o" / "metrics.jsonl").open()]
