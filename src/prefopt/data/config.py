@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,6 +42,21 @@ class DataConfig(BaseModel):
         description="label_probability of pairs made from scores: `probability` takes each score as the probability of "
         "beating one common opponent, `logistic` is sigmoid(score difference)",
     )
+    list_labels: Literal["range", "minmax", "rank"] = Field(
+        "range",
+        description="how scores become a list's labels in [0, 1]: by `score_range`, by the list's least and largest, or "
+        "evenly by rank",
+    )
+    score_range: tuple[float, float] = Field((-100.0, 100.0), description="of the scores of lists")
+    best_first: Literal["sort", "error"] = Field(
+        "sort", description="what becomes of a list whose first response is not the best"
+    )
+    step_marker: str | None = Field(
+        None, description="regular expression: a step of a response begins where it matches, in data without `steps`"
+    )
+    stop_words: str | None = Field(
+        None, description="text file of words that are no key content; None: the library's English ones"
+    )
     use: list[Used] = Field(default_factory=list, description="annotations that the method applies where it can")
     strings: Literal["auto", "chat", "plain"] = Field(
         "auto",
@@ -75,6 +92,16 @@ class DataConfig(BaseModel):
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
                 "or no room is left for a response"
             )
+        low, high = self.score_range
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"score_range ({low:g}, {high:g}) must be two numbers, the smaller one first")
+        if self.list_labels != "range" and "score_range" in self.model_fields_set:
+            raise ValueError(f"score_range has no effect with list_labels: {self.list_labels}; leave it out")
+        if self.step_marker is not None:
+            try:
+                re.compile(self.step_marker)
+            except re.error as error:
+                raise ValueError(f"step_marker {self.step_marker!r} is no regular expression: {error}") from None
         if self.chosen_rank != 2 and self.pairing != "triple":
             raise ValueError("chosen_rank has no effect without pairing: triple; leave it out")
         if self.system is not None and self.strings == "plain":

@@ -11,6 +11,8 @@ from typing import Any
 from prefopt.data.config import DataConfig
 from prefopt.data.example import Example, Turns
 from prefopt.data.fields import TeachesNothing, Unreadable, short
+from prefopt.data.grading import Grading
+from prefopt.data.levels import Level, grade_example, tell_apart
 from prefopt.data.pairing import keep_responses
 from prefopt.data.rule import IDENTICAL, only_pairs
 from prefopt.data.split import NOTHING_SCORED, Piece, Split, split
@@ -35,26 +37,34 @@ class Encoded:
     notes: dict[str, list[Any]] = field(default_factory=dict)
     gold_ids: list[int] | None = None
     gold_mask: list[int] | None = None
+    graded_ids: list[list[list[int]]] = field(default_factory=list)  # response -> level -> ids; []: the response itself
+    graded_mask: list[list[list[int]]] = field(default_factory=list)  # likewise -> tokens of the response that are left
     index: int = 0
     file: str = ""
     row: int = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens of the tree: the prompt once, and all responses with the gold one."""
-        return len(self.prompt_ids) + sum(map(len, self.response_ids)) + len(self.gold_ids or ())
+        """Tokens of the tree: the prompt once, all responses with the gold one, and graded versions."""
+        graded = sum(len(ids) for levels in self.graded_ids for ids in levels)
+        return len(self.prompt_ids) + sum(map(len, self.response_ids)) + len(self.gold_ids or ()) + graded
 
 
 @dataclass
 class Encoder:
     """Encodes examples with one tokenizer and one configuration; `counts` says what happened on the way.
 
+    grading: which graded versions are made. common_steps: the responses of an example get equally many steps, later
+    ones being merged into the last.
     counts: "seam merges" (responses that the tokenizer would have merged with what precedes them), "moved boundaries",
-    "truncated prompts", "truncated responses", "truncated on one side only", "plain strings", "templated".
+    "truncated prompts", "truncated responses", "truncated on one side only", "plain strings", "templated", "graded versions", "responses without graded versions",
+    "answers of one step" (with common_steps).
     """
 
     tokenizer: Any
     config: DataConfig
+    grading: Grading | None = None
+    common_steps: bool = False
     counts: Counter[str] = field(default_factory=Counter)
 
     @cached_property
@@ -89,7 +99,8 @@ class Encoder:
         if example.images or example.videos:
             raise Unreadable("has images or videos, which text models cannot see", "image")
         gold = [] if example.gold is None else [example.gold]
-        turns: Sequence[Turns] = [*example.responses, *gold]
+        levels = grade_example(example, self.grading) if self.grading else []
+        turns: list[Turns] = [*example.responses, *gold, *(t for grades in levels for g in grades for t in g.turns)]
         text = split(example, turns, self.templates)
         prompt = self._prompt(text.prompt)
         if not prompt:
@@ -101,6 +112,7 @@ class Encoder:
         k = len(example.responses)
         notes = {name: list(value) for name, value in example.notes.items()}
         if example.steps is not None:
+            self.counts["answers of one step"] += sum(len(s) == 1 for s in example.steps) if self.common_steps else 0
             notes["step_index"] = [self._steps(text, prompt, i, sides[i], s) for i, s in enumerate(example.steps)]
         encoded = Encoded(
             prompt,
@@ -115,7 +127,32 @@ class Encoder:
         if gold:
             encoded.gold_ids, encoded.gold_mask = sides[k].ids, sides[k].mask
             self.counts[GOLD_IS_CHOSEN] += any(sides[k].ids == sides[w].ids for w, _ in example.pairs)
+        if levels:
+            self._grade(encoded, levels, text, prompt, sides)
         return self._truncated(encoded, example)
+
+    def _grade(
+        self, e: Encoded, levels: Sequence[Sequence[Level]], text: Split, prompt: list[int], sides: Sequence[_Side]
+    ) -> None:
+        """Fills in ids of versions that are texts of their own, masks of those that are parts of the response."""
+        made = iter(sides[len(e.response_ids) + (e.gold_ids is not None) :])
+        e.graded_ids = [[next(made).ids if g.turns else [] for g in grades] for grades in levels]
+        if self.grading is not None and self.grading.degrade == "hidden":
+            e.graded_mask = [
+                [self._left(text, prompt, i, sides[i], g) for g in grades] for i, grades in enumerate(levels)
+            ]
+        e.notes["graded_valid"] = [[int(g.valid) for g in grades] for grades in levels]
+        without = [grades for grades in levels if grades[0].whole and not any(g.valid for g in grades)]
+        self.counts["responses without graded versions"] += len(without)
+
+    def _left(self, text: Split, prompt: list[int], i: int, side: _Side, level: Level) -> list[int]:
+        """The response's mask without the tokens that hold any part of what is cut for this level."""
+        said, mask = "".join(p.text for p in text.responses[i]), list(side.mask)
+        for begin, end in level.spans_in(said):
+            first, until = self._reach(text, prompt, said[:begin], side), self._reach(text, prompt, said[:end], side)
+            until += until < len(self._beginning(text, prompt, said[:end], side))  # a token that goes on behind it
+            mask[first:until] = [0] * (until - first)
+        return mask
 
     def describe(self) -> dict[str, Any]:
         """How conversations are rendered and closed, for the record of a run."""
@@ -200,9 +237,13 @@ class Encoder:
             done = reached
         return index
 
+    def _beginning(self, text: Split, prompt: list[int], said: str, side: _Side) -> list[int]:
+        """Tokens of a beginning of a response's text."""
+        return self._continued(said) if side.merged else self._prompt(text.prompt + said)[len(prompt) :]
+
     def _reach(self, text: Split, prompt: list[int], said: str, side: _Side) -> int:
         """How many tokens of the response lie wholly inside this beginning of its text."""
-        ids = self._continued(said) if side.merged else self._prompt(text.prompt + said)[len(prompt) :]
+        ids = self._beginning(text, prompt, said, side)
         return next(
             (n for n, (a, b) in enumerate(zip(ids, side.ids, strict=False)) if a != b), min(len(ids), len(side.ids))
         )
@@ -211,16 +252,30 @@ class Encoder:
         sides = [*e.response_ids, *([e.gold_ids] if e.gold_ids else [])]
         cut = plan(len(e.prompt_ids), [len(s) for s in sides], self.config, bos=self.bos is not None)
         if cut is None:
-            return self._distinct(e, example)
+            return self._finished(e, example)
         e.prompt_ids = cut.prompt(e.prompt_ids)
         e.response_ids, e.response_mask = ([x[: cut.room] for x in xs] for xs in (e.response_ids, e.response_mask))
         if e.gold_ids and e.gold_mask:
             e.gold_ids, e.gold_mask = e.gold_ids[: cut.room], e.gold_mask[: cut.room]
         if "step_index" in e.notes:
             e.notes["step_index"] = [x[: cut.room] for x in e.notes["step_index"]]
+        e.graded_ids, e.graded_mask = (
+            [[x[: cut.room] for x in levels] for levels in found] for found in (e.graded_ids, e.graded_mask)
+        )
         self.counts["truncated prompts"] += cut.prompt_cut
         self.counts["truncated responses"] += cut.responses_cut
         self.counts["truncated on one side only"] += cut.one_side
+        return self._finished(e, example)
+
+    def _finished(self, e: Encoded, example: Example) -> Encoded:
+        """What is decided on the tokens that are left: common steps, versions that can be told apart, equal answers."""
+        if self.common_steps and "step_index" in e.notes:
+            last = max(1, min(max(x) for x in e.notes["step_index"]))
+            e.notes["step_index"] = [[min(k, last) for k in x] for x in e.notes["step_index"]]
+        if e.graded_ids:
+            same = [tell_apart(e, i) for i in range(len(e.response_ids))]
+            e.notes["graded_valid"] = same
+            self.counts["graded versions"] += sum(map(sum, same))
         return self._distinct(e, example)
 
     def _distinct(self, e: Encoded, example: Example) -> Encoded:
@@ -234,9 +289,10 @@ class Encoder:
             raise TeachesNothing(f"{IDENTICAL} after truncation")
         kept = sorted({i for n in alive for i in e.pairs[n]})
         slim = keep_responses(only_pairs(example, alive), kept)
-        steps = {n: [v[i] for i in kept] for n, v in e.notes.items() if n == "step_index"}
+        steps = {n: [v[i] for i in kept] for n, v in e.notes.items() if n in ("step_index", "graded_valid")}
         e.pairs, e.notes = [list(p) for p in slim.pairs], {n: list(v) for n, v in slim.notes.items()} | steps
         e.response_ids, e.response_mask = [e.response_ids[i] for i in kept], [e.response_mask[i] for i in kept]
+        e.graded_ids, e.graded_mask = ([x[i] for i in kept] if x else x for x in (e.graded_ids, e.graded_mask))
         return e
 
 

@@ -32,6 +32,8 @@ NOTE_AXES: dict[str, str] = {
     "gold_source_sums": "P N",  # the same of the gold answer
     "gold_source_counts": "P N",
     "step_index": "R T",  # int, 1-based index of the step that a token belongs to, 0 outside of all steps
+    "value": "R",  # label of a ranked list, made of its scores, see data.list_labels
+    "graded_valid": "R K",  # int, whether a graded version may be used as its level
     "step_score": "R S",  # one score per step
 }
 """Canonical annotations and their axes: R one per response, P one per pair (one per response in unpaired data),
@@ -48,7 +50,8 @@ class Example:
     `responses` are texts or chat messages; for images anything that `images.load_image` takes. `pairs` holds
     (better, worse) indices into `responses` and is empty for unpaired data, and for lists until
     `pairing.pair_up` was asked. Notes per pair have one entry per pair, notes per response one per response.
-    `steps` are the texts of the steps of each response, where the file has them.
+    `steps` are the texts of the steps of each response, `graded` its versions with less and less of its content (the
+    first is the response itself), where the file has them.
     """
 
     prompt: Turns
@@ -60,6 +63,7 @@ class Example:
     images: tuple[Any, ...] = ()
     videos: tuple[str, ...] = ()
     steps: tuple[tuple[str, ...], ...] | None = None
+    graded: tuple[tuple[str, ...] | None, ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()  # what the reader noticed, for the doctor: "diverges early", ...
     file: str = ""

@@ -74,6 +74,7 @@ def _check_columns(head: list[Row], config: DataConfig) -> None:
     known |= (
         COLUMNS
         | {c for cs in _SIDE_SCORES for c in cs}
+        | {"degraded", "chosen_degraded", "rejected_degraded", "completion_degraded"}
         | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
     )
     there = list(dict.fromkeys(str(c) for row in head for c in row.values))
@@ -101,7 +102,8 @@ def rename(row: Row, config: DataConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """Makes examples of rows. `wanted` are names of further annotations that a method asks for.
+    """Makes examples of rows. `wanted` are names of further annotations that a method asks for; `graded`: whether it
+    asks for graded versions.
 
     Raises Unreadable and TeachesNothing, which the caller collects.
     """
@@ -110,6 +112,7 @@ class Interpreter:
     config: DataConfig
     modality: Modality = "text"
     wanted: frozenset[str] = frozenset()
+    graded: bool = False
 
     def __call__(self, row: Row) -> Example:
         if row.fault is not None:
@@ -130,6 +133,7 @@ class Interpreter:
             _images(f),
             _videos(f),
             draft.steps and tuple(map(tuple, draft.steps)),  # type: ignore[arg-type]
+            _graded(f, draft) if self.graded else None,
             _object(f, "chat_template_kwargs"),
             draft.remarks,
             row.file,
@@ -208,6 +212,17 @@ def _free(value: Any, name: str, count: int) -> list[Any]:
     if isinstance(value, bool):
         return [float(value)]
     return [fields.rating(value, name)]
+
+
+def _graded(f: Fields, draft: Draft) -> tuple[tuple[str, ...] | None, ...] | None:
+    """Versions of each response with less and less of its content, in columns of their own; None where there are none."""
+    if f.has("degraded"):
+        given = f.items("degraded", len(draft.responses))
+    else:
+        names = [("chosen_degraded", "rejected_degraded"), ("completion_degraded",)]
+        sides = next((x for x in names if len(x) == len(draft.responses) and any(map(f.has, x))), ())
+        given = [f.get(name) for name in sides]
+    return tuple(v and tuple(fields.text(t, "degraded") for t in fields.items(v, "degraded")) for v in given) or None
 
 
 def _gold(f: Fields, prompt: Any) -> Any:

@@ -147,6 +147,8 @@ def steps_of(given: Any, name: str) -> tuple[list[str], list[float]]:
             raise Unreadable(f"{where} is {type(step).__name__}, expected text or an object with text and score")
         word = next((w for w in ("text", "step", "content") if w in step), "text")
         texts.append(fields.text(fields.need(step, word), where))
+        if not texts[-1].strip():
+            raise Unreadable(f"{where} is an empty step")
         scores.append(fields.rating(step.get("score", step.get("label")), f"{where} score"))
     return separated(texts), scores
 

@@ -149,7 +149,9 @@ def keep_responses(example: Example, kept: Sequence[int]) -> Example:
         notes[name] = value if chosen is None else [value[i] for i in chosen]
     pairs = tuple((place[a], place[b]) for a, b in (example.pairs[i] for i in alive))
     steps = example.steps and tuple(example.steps[i] for i in kept)
-    return replace(example, responses=tuple(example.responses[i] for i in kept), pairs=pairs, notes=notes, steps=steps)
+    graded = example.graded and tuple(example.graded[i] for i in kept)
+    responses = tuple(example.responses[i] for i in kept)
+    return replace(example, responses=responses, pairs=pairs, notes=notes, steps=steps, graded=graded)
 
 
 def to_labelled(example: Example) -> Example:

@@ -21,10 +21,12 @@ from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.messages import content
+from prefopt.data.grading import Grading
 from prefopt.data.readers import content_hash, total_bytes
 from prefopt.data.rule import Ledger, log, refuse_one_class
 from prefopt.data.side_notes import Agreement
 from prefopt.data.source import read_examples
+from prefopt.data.stop_words import stop_words
 from prefopt.data.store import EncodedDataset, Writer, enumerate_names, note_type
 from prefopt.data.triples import GOLD_IS_CHOSEN
 from prefopt.errors import PrefoptError
@@ -35,6 +37,9 @@ _VERSION = 2
 
 SMALL_SHARE = 0.01
 """Share of the rows up to which a remark is not worth a warning."""
+
+REMARKABLE = ("answers of one step", "responses without graded versions")
+"""Counts of the encoder that the log tells, because they may be a mistake of the data."""
 
 OPTIONAL = frozenset({"weight", "margin", "label_probability"})
 """Notes that change a loss, and so are carried only where `data.use` or the method asks for them."""
@@ -50,7 +55,13 @@ class Prepared:
 
 
 def prepare_text(
-    data: DataConfig, tokenizer: Any, *, needs: Iterable[str] = (), cache: Path | None = None, progress: bool = True
+    data: DataConfig,
+    tokenizer: Any,
+    *,
+    needs: Iterable[str] = (),
+    grading: Grading | None = None,
+    cache: Path | None = None,
+    progress: bool = True,
 ) -> Prepared:
     """Reads, checks, tokenises and stores what `data` names; a set that was prepared before is opened instead.
 
@@ -58,16 +69,21 @@ def prepare_text(
     (either, as they come); "pairs|demonstrations" (pairs, or any single responses); "gold"; and names of annotations
     (`NOTE_AXES`, or columns that only the method knows; `a|b`: either will do). Without needs every
     response is taken as it is.
+    `grading`: which graded versions of the responses are made (its stop words are those of `data.stop_words`).
     `cache`: where prepared sets live, by default $PREFOPT_CACHE/data or ~/.cache/prefopt/data.
     Raises PrefoptError by the rule for rows (`rule.py`), before anything is stored.
     """
     asked = frozenset(needs) | frozenset(data.use)
+    if grading is not None:
+        grading = replace(grading, stop=stop_words(data.stop_words))
+        if not grading.stop:
+            log.warning("data.stop_words = %s holds no words: long phrases will be cut as one", data.stop_words)
     home = cache or cache_folder("data")
-    fingerprint = _fingerprint(data, tokenizer, asked)
+    fingerprint = _fingerprint(data, tokenizer, asked, grading)
     folder = Path(home) / fingerprint
     if not (folder / "record.json").is_file():
         with _building(folder) as place:
-            record = _Preparation(data, tokenizer, asked, progress).into(place, fingerprint)
+            record = _Preparation(data, tokenizer, asked, progress, grading).into(place, fingerprint)
             (place / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     _tell(record, data.paths)
@@ -85,7 +101,8 @@ def _tell(record: dict[str, Any], paths: list[str]) -> None:
     if remarks:
         log.warning("%s: of %d rows dropped: %s", ", ".join(paths), record["rows"], ", ".join(remarks))
     counts = {
-        what: record["encoding"].get(what) for what in ("truncated on one side only", "seam merges", "moved boundaries")
+        what: record["encoding"].get(what)
+        for what in ("truncated on one side only", "seam merges", "moved boundaries", *REMARKABLE)
     }
     gold = record["encoding"].get(GOLD_IS_CHOSEN, 0)
     if gold > SMALL_SHARE * record["kept"]:  # the contrast then pulls against the imitation of the same answer
@@ -95,7 +112,7 @@ def _tell(record: dict[str, Any], paths: list[str]) -> None:
             log.warning("%s: %d x %s", ", ".join(paths), count, what)
 
 
-def _fingerprint(data: DataConfig, tokenizer: Any, needs: frozenset[str]) -> str:
+def _fingerprint(data: DataConfig, tokenizer: Any, needs: frozenset[str], grading: Grading | None) -> str:
     """Names the result: content of the files, tokenizer, template and every option that the result depends on."""
     digest = hashlib.sha256()
     for path in [*data.paths, *data.eval_paths]:
@@ -106,7 +123,10 @@ def _fingerprint(data: DataConfig, tokenizer: Any, needs: frozenset[str]) -> str
     if template and "{" not in template and Path(template).expanduser().is_file():
         template = Path(template).expanduser().read_text(encoding="utf-8")
     own = [words, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None), template]
-    digest.update(json.dumps([_VERSION, own, data.model_dump(), sorted(needs)], default=str).encode())
+    parts: list[Any] = [_VERSION, own, data.model_dump(), sorted(needs)]
+    if grading is not None:
+        parts.append([grading, sorted(grading.stop)])
+    digest.update(json.dumps(parts, default=str).encode())
     return digest.hexdigest()[:32]
 
 
@@ -168,6 +188,7 @@ class _Preparation:
     tokenizer: Any
     needs: frozenset[str]
     progress: bool
+    grading: Grading | None = None
 
     def into(self, folder: Path, fingerprint: str) -> dict[str, Any]:
         inside = self._is_eval if self.data.eval_fraction else lambda example: False
@@ -180,9 +201,12 @@ class _Preparation:
         aside = held_out.names if held_out else survey.aside
         unknown = {n: enumerate_names(values - survey.names[n]) for n, values in aside.items() if n in self.names}
         self.names = {n: enumerate_names(aside.get(n, ()), known) for n, known in self.names.items()}
-        writers = {"train": Writer(folder / "train", self.notes)}
+        graded = self.grading is not None
+        if graded:
+            self.notes["graded_valid"] = note_type("graded_valid")
+        writers = {"train": Writer(folder / "train", self.notes, graded)}
         if self.data.eval_fraction or held_out:
-            writers["eval"] = Writer(folder / "eval", self.notes)
+            writers["eval"] = Writer(folder / "eval", self.notes, graded)
         record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
         if held_out:
             record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
@@ -224,13 +248,19 @@ class _Preparation:
         return kept, {n: sums[n] for n in wanted if n not in kept}
 
     def _encode(self, paths: list[str], writer: Callable[[Example], Writer], title: str) -> dict[str, Any]:
-        ledger, encoder = Ledger(), Encoder(self.tokenizer, self.data)
+        ledger = Ledger()
+        encoder = Encoder(self.tokenizer, self.data, self.grading, "common_steps" in self.needs)
         with self._bar(paths, title) as told:
             for example in read_examples(self.data, paths, ledger, needs=self.needs, progress=told):
                 with ledger.row(example):
                     writer(example).add(encoder(self._numbered(example)))
         ledger.stop_if_unreadable()
         ledger.stop_if_too_many_dropped(self.data.max_dropped)
+        if self.grading is not None and not encoder.counts["graded versions"]:
+            raise PrefoptError(
+                f"{', '.join(paths)}: no answer has two graded versions that can be told apart (no key phrases, or all "
+                "cut): give them as columns (chosen_degraded, rejected_degraded), or other ratios or data.stop_words"
+            )
         return ledger.record() | {"encoding": dict(sorted((+encoder.counts).items())) | encoder.describe()}
 
     def _numbered(self, example: Example) -> Example:

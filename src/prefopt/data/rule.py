@@ -12,6 +12,7 @@ from typing import Any
 from prefopt.data.config import DataConfig
 from prefopt.data.example import Example, axes
 from prefopt.data.fields import TeachesNothing, Unreadable
+from prefopt.data.lists import as_list, with_steps
 from prefopt.data.messages import content, is_empty, same
 from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
@@ -125,6 +126,10 @@ def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:
     return f"{file} rows {', '.join(map(str, rows[:most]))}{', ...' if more else ''}"
 
 
+NO_NOTES = {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts", "graded", "common_steps"}
+"""Needs that are no annotation of the same name."""
+
+
 def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     """The example as a method with these needs takes it; see `prepare_text` for their names.
 
@@ -144,11 +149,13 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     if "label" in needs:
         example = to_labelled(example)
     _check_kind(example, needs)
-    for note in needs - {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts"}:
+    if "value" in needs:
+        example = as_list(example, config)
+    if "step_index" in needs:
+        example = with_steps(example, config.step_marker)
+    for note in needs - NO_NOTES:
         if note != "step_index" and not set(note.split("|")) & set(example.notes):
             raise Unreadable(f"has no {note!r}, which the method needs: {how_to_give_note(note)}", "missing")
-    if "step_index" in needs and example.steps is None:
-        raise Unreadable("has no 'steps', which the method needs", "missing")
     if "gold" in needs:
         if example.gold is None:
             raise Unreadable("has no 'gold', which the method needs (ranked lists: data.pairing = triple)", "missing")

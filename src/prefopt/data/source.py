@@ -11,12 +11,13 @@ from prefopt.data.example import Example, axes
 from prefopt.data.interpret import Interpreter, recognise
 from prefopt.data.readers import read_rows
 from prefopt.data.row_fields import Modality
-from prefopt.data.rule import Ledger, fit
+from prefopt.data.rule import NO_NOTES, Ledger, fit
 from prefopt.data.side_notes import COLUMNS, Widths
 
-KINDS = frozenset({"pairs", "label", "pairs|label", "pairs|demonstrations", "prompts", "gold"})
+KINDS = frozenset(NO_NOTES)
 """What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs
-or anything; prompts alone; a gold answer. Every other need is the name of an annotation."""
+or anything; prompts alone; a gold answer; graded versions of the responses; equally many steps in all responses of a
+list. Every other need is the name of an annotation."""
 
 
 def read_examples(
@@ -36,7 +37,7 @@ def read_examples(
     needs = frozenset(needs)
     found = read_rows(paths, split=config.split, subset=config.subset, progress=progress)
     layout, rows = recognise(islice(found, config.limit), config)
-    interpret, widths = Interpreter(layout, config, modality, asked_by_name(needs)), Widths()
+    interpret, widths = Interpreter(layout, config, modality, asked_by_name(needs), "graded" in needs), Widths()
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):

@@ -24,13 +24,13 @@ def note_type(name: str, nested: bool = False) -> pa.DataType:
         return pa.bool_()
     if name in ENUMERATED:
         return pa.int64()
-    if name == "step_index":
+    if name in ("step_index", "graded_valid"):
         return pa.list_(pa.int64())
     return pa.list_(pa.float64()) if nested or name == "step_score" else pa.float64()
 
 
-def schema(notes: dict[str, pa.DataType]) -> pa.Schema:
-    """Columns of a prepared set with these notes."""
+def schema(notes: dict[str, pa.DataType], graded: bool = False) -> pa.Schema:
+    """Columns of a prepared set with these notes, and with graded versions."""
     fixed = {
         "prompt_ids": _IDS,
         "response_ids": pa.list_(_IDS),
@@ -43,14 +43,16 @@ def schema(notes: dict[str, pa.DataType]) -> pa.Schema:
         "row": pa.int64(),
         "tokens": pa.int64(),
     }
+    if graded:
+        fixed |= {"graded_ids": pa.list_(pa.list_(_IDS)), "graded_mask": pa.list_(pa.list_(pa.list_(pa.int8())))}
     return pa.schema(list((fixed | {_NOTE + n: pa.list_(t) for n, t in notes.items()}).items()))
 
 
 class Writer:
     """Takes encoded examples and leaves a `datasets` folder; holds a few hundred of them at a time."""
 
-    def __init__(self, folder: Path, notes: dict[str, pa.DataType]):
-        self.folder, self.notes, self.schema = folder, notes, schema(notes)
+    def __init__(self, folder: Path, notes: dict[str, pa.DataType], graded: bool = False):
+        self.folder, self.notes, self.schema = folder, notes, schema(notes, graded)
         folder.mkdir(parents=True)
         self.raw = folder / "raw.arrow"
         self.stream = pa.ipc.new_stream(str(self.raw), self.schema)

@@ -242,7 +242,7 @@ def _tensor(name: str, values: list[Any]) -> Tensor:
     """Numbers, or lists of different lengths (steps), padded: 0 for a token's step, nan for a missing number."""
     if any(isinstance(v, (list, tuple, np.ndarray)) for v in values):
         rows = [_tensor(name, list(v)) for v in values]
-        whole = (axes(name) or "").endswith("T")
+        whole = (axes(name) or "").endswith("T") or not rows[0].is_floating_point()
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0 if whole else float("nan"))
     missing = [v is None for v in values]
     if any(missing):

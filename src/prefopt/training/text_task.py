@@ -31,7 +31,7 @@ from ..scoring.reference import (
 )
 from ..scoring.text import TextScorer, must_run
 from .following import following, kind_of_reference
-from .needs import data_needs
+from .needs import data_needs, grading
 from .positions import refuse_past_positions
 from .sampler import Drawn, Part
 from .task import Task
@@ -45,7 +45,7 @@ def text_task(config: RunConfig, method: Method) -> Task:
     needs = method.needs()
     reward = "scores:reward" in needs
     loaded = load_text_model(config.model, head="reward" if reward else "lm")
-    prepared = prepare_text(config.data, loaded.tokenizer, needs=data_needs(needs))
+    prepared = prepare_text(config.data, loaded.tokenizer, needs=data_needs(needs), grading=grading(needs))
     model = install(loaded.model)
     refuse_past_positions(model, (prepared.train, prepared.eval))
     identity = identity_of(model)
@@ -55,14 +55,15 @@ def text_task(config: RunConfig, method: Method) -> Task:
     notes = [*first.notes, *(["pairs"] if first.pairs else [])]
     scorer = TextScorer(needs, reference, notes, reward, sources.stores, model)
     partners = "extras:mismatched" in needs
+    collate = dataclasses.replace(scorer.collate, graded=False)  # what stores hold is not asked of graded versions
 
     def prepare(seen: np.ndarray) -> None:
         sets: list[DrawSet] = [Part(Drawn(prepared.train, partners, _seed(config)), seen)]
         if prepared.eval is not None:
             sets.append(Drawn(prepared.eval, partners, _seed(config)))
         if isinstance(reference, StoredReference):
-            reference.prepare(live, scorer.collate, sets)
-        sources.prepare(scorer.collate, sets, next(model.parameters()).device)
+            reference.prepare(live, collate, sets)
+        sources.prepare(collate, sets, next(model.parameters()).device)
 
     record: dict[str, Any] = {
         "data": prepared.record,
