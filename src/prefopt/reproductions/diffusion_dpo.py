@@ -148,8 +148,8 @@ REPRODUCTION = Reproduction(
         "640 pairs of its own pictures are labelled by a Bradley-Terry judge of the true reward (in [0, 1]). "
         "Diffusion-DPO, SFT on the winners with two learning rates, and Diffusion-DPO on labels drawn by a coin start "
         "from the same model and take the same number of steps on the same pairs. The models draw 32 pictures of each "
-        "of 16 held-out captions from equal noise; implicit accuracy is that on 128 held-out pairs of these captions, over 10 noise "
-        "levels."
+        "of 16 held-out captions from equal noise; implicit accuracy is that on 128 held-out pairs of these captions, "
+        "over 10 noise levels."
     ),
     demands=(
         Demand("win rate of Diffusion-DPO over its start at equal noise", lambda m: m["dpo"]["win_rate"], least=0.65),
