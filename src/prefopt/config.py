@@ -287,7 +287,7 @@ def make(content: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig(**content)
     except ValidationError as e:
-        raise PrefoptError(_in_words(e)) from None
+        raise PrefoptError(in_words(e)) from None
 
 
 def _sources(content: Any) -> dict[str, Any]:
@@ -393,7 +393,7 @@ def _suggest_section(key: str) -> str:
     return f"; did you mean '{found[0]}'?" if found else ": write section.key=value (method.beta=0.1)"
 
 
-def _in_words(e: ValidationError) -> str:
+def in_words(e: ValidationError) -> str:
     lines = []
     for error in e.errors():
         key = ".".join(str(x) for x in error["loc"] if not (isinstance(x, str) and x in ("str", "list[str]")))

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ..config import RunConfig, Section, override, parse_value
-from ..config import _in_words as in_words
+from ..config import RunConfig, Section, in_words, override, parse_value
 from ..errors import PrefoptError
 from ..objectives.hyper import Fraction, Positive
 

@@ -67,16 +67,18 @@ class Hashes:
 
 
 def plan(study: StudyConfig) -> list[PlannedRun]:
-    """Every run of the study, the first seed first, so that a study that is stopped early has seen all methods."""
+    """Every run of the study: the first seed first, and of it every method's central setting, so that a study that is
+    stopped early has seen all methods."""
     hashes = Hashes()
+    most = max(len(line.tried()) for line in study.methods.values())
     runs = [
         _run(study, hashes, label, line, number, start, size, seed)
         for seed in study.seeds
+        for number in range(most)
         for start in study.starts
         for size in study.sizes
         for label, line in study.methods.items()
-        for number in range(len(line.tried()))
-        if number == 0 or study.cross == "full" or (start == study.main_start and size == study.sizes[0])
+        if number < len(line.tried()) and (number == 0 or study.cross == "full" or _main(study, start, size))
     ]
     seen: dict[str, PlannedRun] = {}
     for run in runs:
@@ -87,6 +89,10 @@ def plan(study: StudyConfig) -> list[PlannedRun]:
             )
         seen[digest] = run
     return runs
+
+
+def _main(study: StudyConfig, start: str, size: int | None) -> bool:
+    return start == study.main_start and size == study.sizes[0]
 
 
 def _run(
