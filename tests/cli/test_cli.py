@@ -23,6 +23,7 @@ VERBS = [
     "generate",
     "eval",
     "report",
+    "study",
     "reproduce",
     "demo",
 ]
