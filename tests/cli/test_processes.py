@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,7 +24,8 @@ def start(processes: int, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 def test_two_processes_are_one_run(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    given = ["dpo", "-m", text_model, "-d", pairs_file, *KEYS]
+    follow = ["diagnostics.every=2", "diagnostics.pairs=5", "diagnostics.max_new_tokens=4"]
+    given = ["lcpo", "-m", text_model, "-d", pairs_file, *KEYS, *follow]  # with state, and a file about every pair
     one = start(1, *given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
     two = start(2, *given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2")
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
@@ -30,6 +33,22 @@ def test_two_processes_are_one_run(text_model: Path, pairs_file: Path, tmp_path:
     a, b = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "two"))
     for key in a:
         torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=2e-6)
+    seen = [followed(tmp_path / x) for x in ("one", "two")]
+    assert [row["step"] for row in seen[0]] == [0, 2, 3]
+    for row, other in zip(*seen, strict=True):
+        assert other == pytest.approx(row, rel=1e-3, abs=1e-4)
+    pairs = [[json.loads(line) for line in (tmp_path / x / "examples.jsonl").open()] for x in ("one", "two")]
+    assert len(pairs[0]) == 12  # three steps of four
+    for row, other in zip(*pairs, strict=True):
+        assert (other.pop("file"), other.pop("row")) == (row.pop("file"), row.pop("row"))
+        assert other == pytest.approx(row, rel=1e-3, abs=1e-4)
+
+
+def followed(run: Path) -> list[dict[str, float]]:
+    """The rows of the three properties. A ratio of two changes near zero is mostly rounding."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [row for row in rows if "properties/chosen" in row]
+    return [{k: v for k, v in row.items() if k != "properties/drop_ratio"} for row in found]
 
 
 def test_a_refusal_is_said_once(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
