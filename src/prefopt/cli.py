@@ -260,11 +260,14 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")
     ],
+    overrides: Overrides = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy")] = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="text")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="text; 0 is greedy")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="text")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="text")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="images: sampler steps")] = 50,
+    guidance: Annotated[float, typer.Option(min=0, help="images: classifier-free guidance, 1 is none")] = 7.5,
     seed: int = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
     reward: Annotated[
@@ -272,13 +275,21 @@ def generate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
-    """Sample from a model into a file that prefopt's own training reads."""
-    from .models.text import model_kind
-    from .rollout.verb import generate_images, generate_text
+    """Sample from a model into a file that prefopt's own training reads.
 
-    data = _data_config(prompts, [f"limit={limit}"] if limit else None)
+    KEY=VALUE are keys of the data section (columns, system, thinking, ...); a run folder brings its own template keys.
+    """
+    from .models.text import model_kind
+    from .rollout.verb import generate_images, generate_text, template_keys
+
+    data = _data_config(prompts, [*template_keys(Path(model)), *(overrides or [])])
+    if limit:
+        data = data.model_copy(update={"limit": limit})
     if model_kind(model) == "diffusion":
-        count = generate_images(model, data, output, number, seed, batch_size or 16, reward)
+        from .rollout.images import ImageSampling
+
+        pictures = ImageSampling(steps, guidance, batch_size or 16)
+        count = generate_images(model, data, output, number, seed, pictures, reward)
     else:
         from .rollout.text import Sampling
 
@@ -372,13 +383,20 @@ def demo(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="run folder")],
+    run: Annotated[Path, typer.Argument(help="folder of a run, or of a study")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; default RUN/report.html")] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
-    from .reporting.report import write_report
+    """Write one self-contained HTML page about a run, or about a study."""
+    if (run / "results.json").is_file():
+        from .studies.report import write_study_report
+        from .studies.table import read_table
 
-    out.print(f"report: {write_report(run, output)}", soft_wrap=True)
+        path = write_study_report(read_table(run / "results.json"), output or run / "report.html")
+    else:
+        from .reporting.report import write_report
+
+        path = write_report(run, output)
+    out.print(f"report: {path}", soft_wrap=True)
 
 
 def main() -> None:

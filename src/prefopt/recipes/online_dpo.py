@@ -67,7 +67,7 @@ def _pairs(steps: Steps, number: int, start: str, prompts: Sequence[Any], score:
     samples = path.with_name("samples.jsonl")
     generate_file(
         policy.model, policy.tokenizer, [prompts[i] for i in chosen], samples, sampling,
-        encoder=prompt_encoder(policy.tokenizer), identity=identity_of(policy.model),
+        encoder=prompt_encoder(policy.tokenizer, steps.config.data), identity=identity_of(policy.model),
     )  # fmt: skip
     _write_pairs(samples, path, score)
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from prefopt.data.encode import Encoded
 from prefopt.rollout.text import inference
-from prefopt.scoring.base import Draw
+from prefopt.scoring.base import Draw, within
 from prefopt.scoring.text import TextScorer, install
 
 Numbers = dict[str, list[np.ndarray]]
@@ -44,7 +44,9 @@ def token_numbers(
     install(model)
     found: list[Numbers] = [{} for _ in examples]
     with inference(model), tqdm(total=len(found), desc=description, unit="ex", delay=1, disable=not progress) as bar:
-        for part in _batches([e.tokens for e in examples], tokens):
+        order = sorted(range(len(examples)), key=lambda i: -examples[i].tokens)
+        for places in within([examples[i].tokens for i in order], tokens):
+            part = [order[place] for place in places]
             batch = scorer.collate([Draw(examples[i]) for i in part]).to(device)
             scored = scorer.score(model, batch, needs)["responses"]
             for name in names:
@@ -54,16 +56,3 @@ def token_numbers(
                     found[i][name] = [next(rows) for _ in examples[i].response_ids]
             bar.update(len(part))
     return found
-
-
-def _batches(costs: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices in batches of at most `tokens`, the heaviest first: memory runs out at once or never."""
-    batches: list[list[int]] = []
-    room = 0
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        if not batches or costs[i] > room:
-            batches.append([])
-            room = tokens
-        batches[-1].append(i)
-        room -= costs[i]
-    return batches

@@ -132,9 +132,9 @@ def continuations(
     return answers
 
 
-def prompt_encoder(tokenizer: Any) -> Encoder:
-    """Encodes prompts as training does with its default data section."""
-    return Encoder(tokenizer, DataConfig(path="prompts"))
+def prompt_encoder(tokenizer: Any, data: DataConfig | None = None) -> Encoder:
+    """Encodes prompts as training does with this data section, or the default one."""
+    return Encoder(tokenizer, data or DataConfig(path="prompts"))
 
 
 def encode_prompt(encoder: Encoder, prompt: Prompt) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import ModelConfig
+from ..config import ModelConfig, read_yaml
 from ..data.config import DataConfig
 from ..data.source import read_prompts
 from ..errors import PrefoptError
@@ -17,9 +17,23 @@ from .images import ImageSampling, sample_images
 from .samples import generate_file
 from .text import Sampling, prompt_encoder
 
+TEMPLATE_KEYS = ("strings", "chat_template", "system", "thinking")
+
+
+def template_keys(model: Path) -> list[str]:
+    """How a run folder's model was fed in training, as overrides of a data section; nothing for other folders."""
+    note = model / "config.yaml"
+    section = read_yaml(note).get("data") if note.is_file() else None
+    if not isinstance(section, dict):
+        return []
+    return [f"{key}={json.dumps(section[key])}" for key in TEMPLATE_KEYS if section.get(key) is not None]
+
 
 def generate_text(model: str, data: DataConfig, output: Path, sampling: Sampling, reward: str | None) -> int:
-    """Sample every prompt into the JSONL `output`; with a reward its rows are ranked lists. Returns prompts sampled now."""
+    """Sample every prompt into the JSONL `output`; with a reward its rows are ranked lists. Returns prompts sampled now.
+
+    Template, system message and thinking rule are those of `data`.
+    """
     from ..models.text import load_text_model
     from ..scoring.identity import identity_of
 
@@ -33,27 +47,26 @@ def generate_text(model: str, data: DataConfig, output: Path, sampling: Sampling
         prompts,
         output,
         sampling,
-        encoder=prompt_encoder(loaded.tokenizer),
+        encoder=prompt_encoder(loaded.tokenizer, data),
         identity=identity_of(loaded.model),
         reward=scorer,
     )
 
 
 def generate_images(
-    model: str, data: DataConfig, output: Path, number: int, seed: int, batch_size: int, reward: str | None
+    model: str, data: DataConfig, output: Path, number: int, seed: int, sampling: ImageSampling, reward: str | None
 ) -> int:
     """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was."""
     from ..models.diffusion import load_image_model
 
     prompts = [str(e.prompt) for e in _prompts(data)]
     scorer = None if reward is None else load_reward(reward)
-    sampling = ImageSampling(batch_size=batch_size)
     output.mkdir(parents=True, exist_ok=True)
     done = _claimed(
         output, {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
     )
     pipeline = load_image_model(model).pipeline
-    chunk = max(1, batch_size // number)
+    chunk = max(1, sampling.batch_size // number)
     for start in range(done, len(prompts), chunk):
         part = prompts[start : start + chunk]
         texts = [p for p in part for _ in range(number)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -80,3 +80,16 @@ class Scorer(Protocol):
         backward.
         """
         ...
+
+
+def within(costs: Iterable[int], budget: int) -> list[list[int]]:
+    """Indices of `costs` in consecutive batches of at most `budget` each; what costs more has one of its own."""
+    batches: list[list[int]] = []
+    room = 0
+    for i, cost in enumerate(costs):
+        if cost > room or not batches:
+            batches.append([])
+            room = budget
+        batches[-1].append(i)
+        room -= cost
+    return batches

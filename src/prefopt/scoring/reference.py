@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
-from .base import Draw
+from .base import Draw, within
 from .batch import TextBatch
 from .entry import core, head_of, install
 from .identity import identity_of, idle_adapter
@@ -87,7 +87,9 @@ class StoredReference:
         wanted = self._wanted(collate, sets, quiet)
         with self.store.filling() if world == 1 and self._lacking(wanted) else contextlib.nullcontext():
             # looked up again: another run of the same reference may have been before this one
-            mine = _in_step(_by_tokens(self._lacking(wanted), tokens), rank, world)
+            todo = self._lacking(wanted)  # the heaviest first: memory runs out at once or never
+            batches = [[todo[i] for i in part] for part in within([item[0] for item in todo], tokens)]
+            mine = _in_step(batches, rank, world)
             with (
                 _as_it_is(model),
                 tqdm(total=sum(map(len, mine)), desc=title, unit="ex", disable=quiet or not mine) as bar,
@@ -276,19 +278,6 @@ def _as_it_is(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _by_tokens(todo: Sequence[tuple[int, int, int]], tokens: int) -> list[list[tuple[int, int, int]]]:
-    """Batches of `todo`, in its order (the heaviest first: memory runs out at once or never), at most `tokens` each."""
-    batches: list[list[tuple[int, int, int]]] = []
-    room = 0
-    for item in todo:
-        if item[0] > room or not batches:
-            batches.append([])
-            room = tokens
-        batches[-1].append(item)
-        room -= item[0]
-    return batches
 
 
 def _in_step(batches: list[list[tuple[int, int, int]]], rank: int, world: int) -> list[list[tuple[int, int, int]]]:
