@@ -26,14 +26,14 @@ def launch(output: Path, name: str, processes: int, batch: int, accumulate: int 
     return {"weights": torch.load(output / "weights.pt"), **logs}
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "cpo"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "cpo", "lcpo"])
 def test_two_processes_are_one(name: str, tmp_path: Path) -> None:
     one = launch(tmp_path / "one", name, 1, 4)
     two = launch(tmp_path / "two", name, 2, 1, accumulate=2)
     torch.testing.assert_close(two["weights"], one["weights"], rtol=1e-4, atol=2e-6)
     assert len(one["train"]) == len(two["train"]) == 8  # 13 examples in steps of 4, twice
     for a, b in zip(one["train"], two["train"], strict=True):
-        for key in ("loss", "grad_norm", "rewards/chosen"):
+        for key in ("loss", "grad_norm", "rewards/chosen", "eta"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-5), key
     for key, value in one["eval"].items():
