@@ -47,13 +47,14 @@ def build_scores(
 ) -> dict[str, Any]:
     """Write the rows of `data.path` (held_out: of `data.eval_path`) with further columns into the JSONL `output`.
 
+    Models read with their own tokenizer and chat template, cut as `data` says (max_length, in their own tokens).
     add: column (of COLUMNS) -> specifications. A reward is a reward model's folder, module:function or file.py:function;
     `implicit:RUN` (or implicit:MODEL,reference=FOLDER,beta=NUMBER) is beta (log pi - log pi_ref); a source is a model's
     folder. Beside a pair the columns are chosen_NAME and rejected_NAME, beside other responses NAME, a list.
     Returns the record that OUTPUT.job holds. PrefoptError before any model is asked for whatever is wrong with the data.
     """
     paths = data.eval_paths if held_out else data.paths
-    columns = plan(add, data.strings)
+    columns = plan(add, data)
     if output.suffix != ".jsonl":
         raise PrefoptError(f"output {output}: scored rows are written as .jsonl")
     ledger = _examined(data, paths, columns)
@@ -72,11 +73,12 @@ def build_scores(
     return record
 
 
-def plan(add: Mapping[str, Sequence[str]], strings: str = "auto", partial: bool = False) -> dict[str, list[Entry]]:
+def plan(add: Mapping[str, Sequence[str]], data: DataConfig, partial: bool = False) -> dict[str, list[Entry]]:
     """Column -> its numbers. PrefoptError for an unknown column or specification. partial: some are not made yet."""
     if not add:
         raise PrefoptError(f"nothing to add: give --add NAME=WHAT; the names are {_known()}")
-    known, columns = Known(strings), {}
+    reading = data.model_dump(include={"strings", "thinking", "max_length", "max_prompt_length", "truncation"})
+    known, columns = Known(DataConfig(path="-", **reading)), {}
     for name, specs in add.items():
         key = f"--add {name}"
         if name not in COLUMNS:

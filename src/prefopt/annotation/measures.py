@@ -42,6 +42,7 @@ class ByReward:
     """One number: a reward model's folder, module:function or file.py:function of (prompts, responses)."""
 
     name: str
+    reading: DataConfig
     identity: str = ""
     _reward: Any = None
 
@@ -54,10 +55,11 @@ class ByReward:
         self._reward = load_reward(self.name, progress=False)
         function = self._reward.function
         if isinstance(function, RewardModel):
+            function.encoder = Encoder(function.encoder.tokenizer, self.reading)
             what = identity_of(function.model) + _words(function.encoder.tokenizer)
         else:
             what = f"{self.name} {source_hash(function)}"
-        self.identity = _digest("reward", what, self._reward.objective)
+        self.identity = _digest("reward", what, self._reward.objective, self.reading.model_dump())
 
     def __call__(self, examples: Sequence[Example]) -> Answers:
         flat = [(e.prompt, r) for e in examples for r in e.responses]
@@ -74,7 +76,7 @@ class LogProbability:
     template; its end token counts, the prompt does not."""
 
     name: str  # a model's folder, an adapter's or a run's
-    strings: str = "auto"
+    reading: DataConfig  # how texts become its tokens
     key: str = "sources"  # what the folder was given as, for messages
     identity: str = ""
     _model: Any = None
@@ -89,9 +91,9 @@ class LogProbability:
         except PrefoptError as e:
             raise PrefoptError(str(e).replace("model.path", self.key, 1)) from None
         self._model = loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        settings: Any = {"max_length": None, "strings": self.strings}
-        self._encoder = Encoder(loaded.tokenizer, DataConfig(path="-", **settings))
-        self.identity = _digest("logps", identity_of(loaded.model), _words(loaded.tokenizer), self.strings)
+        self._encoder = Encoder(loaded.tokenizer, self.reading)
+        how = self.reading.model_dump()
+        self.identity = _digest("logps", identity_of(loaded.model), _words(loaded.tokenizer), how)
 
     @property
     def tokenizer(self) -> Any:
@@ -135,14 +137,14 @@ class Entry:
 class Known:
     """Measures by what they are asked for, so that one model is opened once whatever it is used for."""
 
-    strings: str = "auto"
+    reading: DataConfig
     made: dict[tuple[str, str], Measure] = field(default_factory=dict)
 
     def reward(self, spec: str) -> Measure:
-        return self.made.setdefault(("reward", spec), ByReward(spec))
+        return self.made.setdefault(("reward", spec), ByReward(spec, self.reading))
 
     def log_probability(self, folder: str, key: str) -> Measure:
-        return self.made.setdefault(("logps", folder), LogProbability(folder, self.strings, key))
+        return self.made.setdefault(("logps", folder), LogProbability(folder, self.reading, key))
 
     def entry(self, spec: str, key: str) -> Entry:
         """A reward, or `implicit:MODEL[,reference=FOLDER][,beta=NUMBER]`."""

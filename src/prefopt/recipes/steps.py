@@ -189,6 +189,8 @@ class Steps:
         over the configured ones. train: keys of the train section that change.
         The sections `reference`, `sources` and `diagnostics` reach those steps whose method has a use for them.
         """
+        from ..training.effect import EVALUATION_KEYS
+
         config, needs = self.config, method.needs()
         start = model or config.model.path
         moved: dict[str, Any] = {s: _default(s) for s in ("rollout", "reference", "sources", "diagnostics")}
@@ -203,12 +205,18 @@ class Steps:
         named = dict(config.sources) | {k: SourceConfig(path=v) for k, v in (sources or {}).items()}
         moved["sources"] = {k: v for k, v in named.items() if f"scores:{k}" in needs}
         self._used.update(["sources"] if moved["sources"] else [])
+        read = config.data.model_copy(update=dict(data or {}))
+        kept = config.train | dict(train or {})
+        if not (read.eval_path or read.eval_fraction) and (config.data.eval_path or config.data.eval_fraction):
+            kept = {
+                k: v for k, v in kept.items() if k not in EVALUATION_KEYS
+            }  # nothing is held out of this step's data
         return config.model_copy(
             update={
                 "method": method.record(),
                 "model": config.model.model_copy(update={"path": start}),
-                "data": config.data.model_copy(update=dict(data or {})),
-                "train": config.train | dict(train or {}),
+                "data": read,
+                "train": kept,
                 "output": str(self.path / name),
                 **moved,
             }
@@ -224,7 +232,7 @@ class Steps:
 
         data = self.config.data
         if self.checking:
-            plan({k: [s for s in specs if str(self.path) not in s] for k, specs in add.items()}, partial=True)
+            plan({k: [s for s in specs if str(self.path) not in s] for k, specs in add.items()}, data, partial=True)
         train = self.make(f"{name}/train.jsonl", lambda path: build_scores(data, add, path))
         keys: dict[str, Any] = {"path": str(train), "limit": None, "split": "train", "subset": None}
         if data.eval_path is not None:

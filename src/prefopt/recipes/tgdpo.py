@@ -72,7 +72,7 @@ def tgdpo_from_pairs(
 ) -> str:
     """TGDPO from pairs alone: a first run makes the token-reward model, the guided run starts where the first did.
 
-    first: the method of the first run; its beta goes into the token reward unless base.reward_beta says otherwise.
+    first: the method of the first run. The token reward is base.beta (or base.reward_beta) times its log-ratios.
     first_train: keys of `train` that differ in the first run, e.g. {max_steps: 100}. The first model is in first/.
     """
     require(
