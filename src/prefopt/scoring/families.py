@@ -206,6 +206,7 @@ def tree_attention(
     attention, which skips the half above the diagonal, and its branches are one call with a mask: 1.15 times faster
     than the whole tree under one mask (HH dialogues, CPU).
     """
+    attend: Callable[..., Tensor]
     if softcap is not None:
         attend = partial(_capped, dropout=dropout, scaling=scaling or query.shape[-1] ** -0.5, cap=softcap)
     else:
