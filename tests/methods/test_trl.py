@@ -7,16 +7,13 @@ concerns a loss is a test at the end of this file.
 
 from __future__ import annotations
 
-import collections
 import types
-from typing import Any
 
 import pytest
 import torch
 from ragged import ragged
-from torch import Tensor, nn
 
-from prefopt import Responses, Scores, get_method
+from prefopt import Responses, get_method
 
 pytest.importorskip("trl", reason="TRL is in the extra `bench`: pip install 'prefopt[bench]'")
 pytest.importorskip("trl.trainer.dpo_trainer")
@@ -24,81 +21,18 @@ pytest.importorskip("trl.trainer.dpo_trainer")
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 from trl.trainer.dpo_trainer import DPOTrainer
-from trl.trainer.kto_trainer import KTOTrainer
 from trl.trainer.reward_trainer import RewardTrainer
-
-PAIRS, LENGTH, VOCABULARY = 5, 9, 11
-
-
-def stand_in(**given: Any) -> types.SimpleNamespace:
-    """A trainer's attributes, no more."""
-    same = lambda x: x
-    model = nn.Identity()
-    model.is_gradient_checkpointing = False
-    accelerator = types.SimpleNamespace(device=torch.device("cpu"), gather=same, gather_for_metrics=same)
-    usual = {
-        "model": model,
-        "accelerator": accelerator,
-        "aux_loss_enabled": False,
-        "_metrics": {"train": collections.defaultdict(list)},
-        "_total_train_tokens": 0,
-        "_tp_size": 1,
-        "precompute_ref_logps": False,
-        "args": types.SimpleNamespace(gradient_checkpointing_kwargs=None, center_rewards_coefficient=None),
-    }
-    return types.SimpleNamespace(**(usual | given))
-
-
-class Table(nn.Module):
-    """A "model" whose per-token log-probs are given: `answers` maps an id() of input_ids to [B, L - 1]."""
-
-    def __init__(self, answers: dict[int, Tensor]):
-        super().__init__()
-        self.answers = answers
-
-    def forward(self, input_ids: Tensor, **_: Any) -> Any:
-        logps = self.answers[id(input_ids)]
-        logps = torch.where(logps.isnan(), 0.0, logps)  # as TRL's fused head answers where the label is -100
-        return types.SimpleNamespace(
-            log_probs=logps,
-            entropy=torch.zeros_like(logps),
-            mean_logits=torch.zeros_like(logps),
-            is_top1=torch.zeros_like(logps, dtype=torch.bool),
-        )
-
-
-def tokens(seed: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """input_ids [rows, L], completion mask [rows, L] (prompt and padding 0), attention mask."""
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, VOCABULARY, (rows, LENGTH), generator=g)
-    start = torch.randint(1, 4, (rows, 1), generator=g)
-    end = start + torch.randint(1, LENGTH - 3, (rows, 1), generator=g)
-    t = torch.arange(LENGTH)
-    return ids, ((t >= start) & (t < end)).long(), (t < end).long()
-
-
-def logps(seed: int, mask: Tensor, grad: bool = False) -> Tensor:
-    """[rows, L - 1] log-probs, NaN outside the completion."""
-    g = torch.Generator().manual_seed(seed)
-    x = -3 * torch.rand(mask.shape[0], LENGTH - 1, generator=g, dtype=torch.float64)
-    return torch.where(mask[:, 1:] == 1, x, torch.nan).requires_grad_(grad)
-
-
-def agree(mine: Tensor, theirs: Tensor, leaf: Tensor, rtol: float = 1e-12) -> None:
-    torch.testing.assert_close(mine.double(), theirs.double(), rtol=rtol, atol=rtol)
-    got, want = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (mine, theirs))
-    torch.testing.assert_close(got, want, rtol=rtol * 10, atol=rtol)
-
-
-def dpo_case(seed: int, **settings: Any) -> tuple[Tensor, Tensor, Responses, types.SimpleNamespace]:
-    ids, completion, attention = tokens(seed, 2 * PAIRS)
-    policy, reference = logps(seed + 1, completion, grad=True), logps(seed + 2, completion)
-    usual = {"ld_alpha": None, "f_divergence_type": "reverse_kl", "loss_weights": [1.0], "use_weighting": False}
-    me = stand_in(ref_model=Table({id(ids): reference}), **(usual | settings))
-    inputs = {"input_ids": ids, "completion_mask": completion, "attention_mask": attention}
-    theirs = DPOTrainer._compute_loss(me, Table({id(ids): policy}), inputs, False)
-    r = Responses.of(policy_logps=policy, reference_logps=reference, mask=completion[:, 1:], pairs="halves")
-    return theirs, policy, r, me
+from trl_cases import (
+    PAIRS,
+    Table,
+    agree,
+    cpo_like,
+    dpo_case,
+    kto_case,
+    logps,
+    stand_in,
+    tokens,
+)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
@@ -137,88 +71,12 @@ def test_conservative_dpo_is_trls_cpo_form_on_log_ratios(eps):
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.33, 0.5)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_kto_trainer(labels, weights, seed):
-    rows = 6
-    ids, completion, attention = tokens(seed, rows)
-    kl_ids, kl_completion, kl_attention = tokens(seed + 10, rows)
-    policy, reference = logps(seed + 1, completion, grad=True), logps(seed + 2, completion)
-    kl_policy, kl_reference = logps(seed + 3, kl_completion, grad=True), logps(seed + 4, kl_completion)
-    label = {"mixed": torch.arange(rows) % 3 == 0}.get(labels, torch.full((rows,), labels == "all desirable"))
-    me = stand_in(
-        calculate_KL=True,
-        loss_type="kto",
-        beta=0.4,
-        desirable_weight=weights[0],
-        undesirable_weight=weights[1],
-        ref_model=Table({id(ids): reference, id(kl_ids): kl_reference}),
-    )
-    me._compute_kl_logps = types.MethodType(KTOTrainer._compute_kl_logps, me)
-    inputs = {
-        "input_ids": ids,
-        "completion_mask": completion,
-        "attention_mask": attention,
-        "KL_input_ids": kl_ids,
-        "KL_completion_mask": kl_completion,
-        "KL_attention_mask": kl_attention,
-        "label": label,
-    }
-    theirs = KTOTrainer._compute_loss(me, Table({id(ids): policy, id(kl_ids): kl_policy}), inputs, False)
-    mismatched = Responses.of(policy_logps=kl_policy, reference_logps=kl_reference, mask=kl_completion[:, 1:])
-    r = Responses.of(
-        policy_logps=policy,
-        reference_logps=reference,
-        mask=completion[:, 1:],
-        label=label,
-        extras={"mismatched": mismatched},
-    )
-    m = get_method("kto", beta=0.4, desirable_weight=weights[0], undesirable_weight=weights[1], check=False)
+    label = {"mixed": torch.arange(6) % 3 == 0}.get(labels, torch.full((6,), labels == "all desirable"))
+    own = {"desirable_weight": weights[0], "undesirable_weight": weights[1], "beta": 0.4}
+    theirs, policy, r, me = kto_case(seed, label, loss_type="kto", **own)
+    m = get_method("kto", **own, check=False)
     agree(m(r).scalar, theirs, policy)
     assert me._metrics["train"]["kl"][0] == pytest.approx(m(r).metrics["kl"].item())
-
-
-def concatenated(seed: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Any]:
-    """Logits of a "model" (leaf), ids, labels, and TRL's batch of chosen and rejected."""
-    ids, completion, attention = tokens(seed, 2 * PAIRS)
-    labels = torch.where(completion == 1, ids, -100)
-    batch = {}
-    for side, rows in (("chosen", slice(0, PAIRS)), ("rejected", slice(PAIRS, None))):
-        batch |= {
-            f"{side}_input_ids": ids[rows],
-            f"{side}_attention_mask": attention[rows],
-            f"{side}_labels": labels[rows],
-        }
-    g = torch.Generator().manual_seed(seed + 1)
-    logits = 3 * torch.randn(2 * PAIRS, LENGTH, VOCABULARY, generator=g, dtype=torch.float64)
-    logits.requires_grad_()
-    model = lambda *_, **__: types.SimpleNamespace(logits=logits)
-    return logits, ids, attention, batch, model
-
-
-def scored(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """[rows, L - 1] log-probs of the next token; junk outside the mask, to be ignored."""
-    x = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, 1:, None])[..., 0]
-    return torch.where(mask[:, 1:] == 1, x, torch.nan)
-
-
-def cpo_like(trainer: type, seed: int, **settings: Any) -> tuple[Tensor, Tensor, Responses]:
-    logits, ids, attention, batch, model = concatenated(seed)
-    me = stand_in(is_encoder_decoder=False, pad_token_id=0, padding_value=0, **settings)
-    for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
-        if hasattr(trainer, name):
-            setattr(me, name, types.MethodType(getattr(trainer, name), me))
-    me.concatenated_inputs, me.get_batch_logps = trainer.concatenated_inputs, trainer.get_batch_logps
-    theirs, _ = trainer.get_batch_loss_metrics(me, model, batch)
-    completion = (torch.cat([batch["chosen_labels"], batch["rejected_labels"]]) != -100).long()
-    prompt = (attention - completion)[:PAIRS]
-    # a prompt of one token has nothing to predict: built directly, `Responses.of` would refuse it as an empty response
-    values = Scores(scored(logits[:PAIRS], ids[:PAIRS], prompt), prompt[:, 1:].double())
-    prompt_rows = Responses(scores={"policy": values})
-    r = Responses.of(
-        policy_logps=scored(logits, ids, completion),
-        mask=completion[:, 1:],
-        pairs="halves",
-        extras={"prompt": prompt_rows},
-    )
-    return theirs, logits, r
 
 
 @pytest.mark.parametrize("seed", [0, 1])

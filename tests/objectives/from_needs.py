@@ -248,7 +248,7 @@ class Owner:
 
     def step(self, processes: Sequence[Sequence[Made]]) -> float:
         """One optimiser step, its micro-batches on one or several processes; gradients add up in the leaves."""
-        plans = _Sum(len(processes)).over(lambda i, reduce: self._plan(processes[i], reduce))
+        plans = _Together(len(processes)).over(lambda i, reduce, gather: self._plan(processes[i], reduce, gather))
         loss = 0.0
         collected = [States(self.states.values) for _ in processes]
         for p, own in zip(plans, collected, strict=True):
@@ -267,25 +267,37 @@ class Owner:
             self.states.values[name] = pending[0].advance(self.states.values[name], sums, counts).detach()
         return loss
 
-    def _plan(self, batches: Sequence[Made], reduce: Any) -> Plan:
+    def _plan(self, batches: Sequence[Made], reduce: Any, gather: Any) -> Plan:
         known = [(b, self.early(b)) for b in batches]
         shapes = {k: tuple(x.shape) for k, x in batches[0].features.items()}
         axes = {k.removeprefix("features:"): s["shape"].split() for k, s in self.needs.items() if "features:" in k}
         told = {k: tuple(a if a in "RT" else n for a, n in zip(axes[k], shapes[k], strict=True)) for k in axes}
-        return plan(self.method, self.needs, known, self.states.values, self.modules, reduce, told)
+        owned = (self.states.values, self.modules)
+        return plan(self.method, self.needs, known, *owned, reduce, told, lambda b: _constant(b.told()), gather)
 
 
-class _Sum:
-    """An all-reduce over processes that run one after the other: once to hear every part, once with the sum."""
+def _constant(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {s: {k: x.detach() for k, x in named.items()} for s, named in told.items()}
+
+
+class _Together:
+    """Processes that run one after the other: once to hear what each gives to all, once with what all have given."""
 
     def __init__(self, processes: int):
         self.processes = processes
 
     def over(self, run: Any) -> list[Any]:
-        heard: list[Tensor] = []
+        sums: list[Tensor] = []
+        joined: list[list[Tensor]] = []  # process -> vectors in the order in which they are given
+
         for i in range(self.processes):
-            run(i, lambda x: heard.append(x) or x)
-        return [run(i, lambda x: torch.stack(heard).sum(0)) for i in range(self.processes)]
+            joined.append([])
+            run(i, lambda x: sums.append(x) or x, lambda x: joined[-1].append(x) or x)
+        found = []
+        for i in range(self.processes):
+            vectors = iter([torch.cat(parts) for parts in zip(*joined, strict=True)])
+            found.append(run(i, lambda x: torch.stack(sums).sum(0), lambda x, v=vectors: next(v)))
+        return found
 
 
 def gradients(of: Sequence[Example]) -> dict[str, Tensor]:

@@ -148,7 +148,7 @@ def trace(m: Method, seed: int = 0, scale: float = 1.0) -> Trace:
 
 
 TOLD = (
-    "shape", "dtype", "below", "within", "grad", "optional", "instead", "fallback", "asked", "of_policy", "how",
+    "shape", "dtype", "below", "within", "grad", "optional", "instead", "fallback", "asked", "of_policy", "every", "how",
     "weight_decay", "rate", "of",
 )  # fmt: skip
 

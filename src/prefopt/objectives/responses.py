@@ -266,6 +266,11 @@ class Responses:
         x = self._ask("statistics", self.inside(name), values=values.detach())
         return values.detach().mean() if x is None else x
 
+    def step_values(self, name: str, values: Tensor) -> Tensor:
+        """All values [R] of the optimiser step (micro-batches, processes), from the smallest on, constants."""
+        x = self._ask("statistics", self.inside(name), values=values.detach(), every=True)
+        return values.detach().sort().values if x is None else x
+
     def inside(self, name: str) -> str:
         """The name under which the innermost method keeps what it owns: unique even where a method wraps itself."""
         return "/".join((*self.path[1:], name))

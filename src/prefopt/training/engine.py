@@ -36,10 +36,14 @@ class Counting(Responses):
     """Real annotations, made-up scores: tells counts and step-wide statistics."""
 
     seen: dict[str, Tensor] = field(default_factory=dict)  # name -> [sum, number]
+    every: dict[str, Tensor] = field(default_factory=dict)  # name -> all values
 
     def _ask(self, kind: str, name: str, **spec: Any) -> Any:
         if kind == "statistics":
             values: Tensor = spec["values"]
+            if spec.get("every"):
+                self.every[name] = values
+                return None
             self.seen[name] = torch.stack([values.sum(), values.new_full((), values.numel())])
         return super()._ask(kind, name, **spec)
 
@@ -91,15 +95,20 @@ def plan(
     modules: Mapping[str, nn.Module],
     reduce: Reduce = lambda x: x,
     shapes: Shapes | None = None,
+    ahead: Callable[[Batch], Scored] | None = None,
+    gather: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Plan:
     """Count every micro-batch of this process and sum over processes: one reduction an optimiser step.
 
-    shapes: of the features that the method asks for.
+    shapes: of the features that the method asks for. ahead: scores a batch as the step will, without gradient: a second
+    forward, for methods whose statistics are of the policy (`of_policy`). gather: joins vectors [n] of all processes.
 
-    PrefoptError if the method wants the step's mean of something that only the forward with gradient tells.
+    PrefoptError if the method wants a statistic of the policy and there is no `ahead`.
     """
+    of_policy = False
     for key, spec in needs.items():
-        if spec.get("of_policy"):
+        of_policy |= bool(spec.get("of_policy"))
+        if spec.get("of_policy") and ahead is None:
             raise PrefoptError(
                 f"{method.name}: the mean '{key.removeprefix('statistics:')}' over the optimiser step is of scores that "
                 "are not known before its first backward: take it of an extra without gradient "
@@ -108,8 +117,12 @@ def plan(
     ready: list[tuple[Batch, Scored, Counts]] = []
     sums: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
+    every: dict[str, list[Tensor]] = {}
     for batch, known in batches:
-        r = responses(batch, made_up(batch, needs, known, shapes), states, modules, {})
+        scored = made_up(batch, needs, known, shapes)
+        if of_policy and ahead is not None:
+            scored |= {name: {**scored.get(name, {}), **found} for name, found in ahead(batch).items()}
+        r = responses(batch, scored, states, modules, {})
         counting = Counting(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)})
         with torch.no_grad():
             loss = method(counting)
@@ -118,6 +131,8 @@ def plan(
         weight = 0.0 if batch.filler else 1.0
         sums |= {k: sums.get(k, 0.0) + weight * n for k, n in counts.items()}
         seen |= {k: seen.get(k, 0.0) + weight * full_precision(x) for k, x in counting.seen.items()}
+        for k, x in counting.every.items():
+            every.setdefault(k, []).append(x[:0] if batch.filler else x)
     if not ready:
         return Plan({}, {}, [])
     device = next(iter(sums.values())).device
@@ -126,6 +141,7 @@ def plan(
     totals = dict(zip(sums, flat[: len(sums)], strict=True))
     means = flat[len(sums) :].view(-1, 2)
     statistics = {k: m[0] / m[1].clamp(min=1) for k, m in zip(seen, means, strict=True)}
+    statistics |= {k: gather(torch.cat(x)).sort().values for k, x in every.items()}
     return Plan(totals, statistics, ready)
 
 

@@ -110,7 +110,13 @@ class Trainer(transformers.Trainer):
 
     def _plan(self, batches: list[Batch]) -> Plan:
         shapes = self.scorer.shapes(self.needs)
-        return plan(self.method, self.needs, self._with_extras(batches), *self._owned(), self._sum, shapes)
+        known = self._with_extras(batches)
+        return plan(self.method, self.needs, known, *self._owned(), self._sum, shapes, self._ahead, self._join)
+
+    def _ahead(self, batch: Batch) -> Scored:
+        """The scores of the step to come, for statistics of the policy."""
+        with self.compute_loss_context_manager(), torch.no_grad():
+            return self.scorer.score(self.model_wrapped, batch, self.needs, grad=True)
 
     def _with_extras(self, batches: list[Batch]) -> Iterator[tuple[Batch, Scored]]:
         constant = any(k.startswith("extras:") and not spec.get("grad") for k, spec in self.needs.items())
@@ -170,6 +176,16 @@ class Trainer(transformers.Trainer):
 
     def _sum(self, x: Tensor) -> Tensor:
         return self.accelerator.reduce(x.to(self.args.device), "sum") if self.args.world_size > 1 else x
+
+    def _join(self, x: Tensor) -> Tensor:
+        """Vectors of all processes, which may differ in length."""
+        if self.args.world_size == 1:
+            return x
+        lengths = self.accelerator.gather(torch.tensor([len(x)], device=x.device))
+        padded = x.new_zeros(int(lengths.max()))
+        padded[: len(x)] = x
+        parts = self.accelerator.gather(padded).view(len(lengths), -1)
+        return torch.cat([part[:n] for part, n in zip(parts, lengths.tolist(), strict=True)])
 
     def _initialise_method(self) -> None:
         """States and parameters of the method, made once from a batch of real data, before the optimiser exists."""
