@@ -1,4 +1,4 @@
-"""D2PO, R-DPO, SamPO, DPOP, NPO and SimNPO: a few lines each, computed one token at a time in float64."""
+"""D2PO, R-DPO, SamPO, DPOP, NPO, SimNPO and TIS-DPO: a few lines each, computed one token at a time in float64."""
 
 from __future__ import annotations
 
@@ -184,3 +184,29 @@ def test_npo_starts_at_two_over_beta_log_two():
 def test_values_that_mean_nothing_are_refused(name, key, value):
     with pytest.raises(PrefoptError, match=f"{name}.{key} = "):
         get_method(name, **{key: value})
+
+
+@pytest.mark.parametrize("hyper", [{}, {"beta": 0.4, "mu": 0.5, "low": -1.0, "high": 0.2}, {"mu": 0.0}], ids=str)
+def test_tis_dpo_weighs_tokens_by_two_other_models(hyper):
+    set_to = {"beta": 0.1, "mu": 1.0, "low": -0.5, "high": 1.5} | hyper
+    b = ragged(8)
+    for seed, name in ((21, "positive"), (22, "negative")):
+        other = -3 * torch.rand(b.mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        b.scores[name] = torch.where(b.mask, other, torch.nan)
+
+    def reward(row: int, sign: int) -> Tensor:
+        h = ratios(b, row)
+        gap = [p - n for p, n in zip(b.tokens("positive", row), b.tokens("negative", row), strict=True)]
+        weights = [math.exp(sign * set_to["mu"] * min(max(g.item(), set_to["low"]), set_to["high"])) for g in gap]
+        return set_to["beta"] * total([w * x for w, x in zip(weights, h, strict=True)])
+
+    want = over_pairs(b, lambda w, l: reward(w, 1) - reward(l, -1))
+    mine = get_method("tis-dpo", **hyper)(b.responses()).scalar
+    torch.testing.assert_close(mine, want, rtol=1e-12, atol=1e-12)
+    got, expected = (torch.autograd.grad(x, b.policy)[0] for x in (mine, want))
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_tis_dpo_wants_a_range():
+    with pytest.raises(PrefoptError, match="low = 2.0 must be below high"):
+        get_method("tis-dpo", low=2.0)
