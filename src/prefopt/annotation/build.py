@@ -68,9 +68,8 @@ def build_scores(
             raise PrefoptError(f"output {output} holds something else; nothing is overwritten: give a new file")
         return known
     output.parent.mkdir(parents=True, exist_ok=True)
-    job.write(output, note, stores, record)
     ledger.report(f"{', '.join(paths)}, written without scores")
-    return record
+    return job.write(output, note, stores, record)
 
 
 def plan(add: Mapping[str, Sequence[str]], data: DataConfig, partial: bool = False) -> dict[str, list[Entry]]:
@@ -202,7 +201,7 @@ class _Job:
             "add": {k: list(v) for k, v in add.items()},
         }
 
-    def write(self, output: Path, note: Path, stores: Mapping[int, Store], record: dict[str, Any]) -> None:
+    def write(self, output: Path, note: Path, stores: Mapping[int, Store], record: dict[str, Any]) -> dict[str, Any]:
         """The rows with their columns; the file takes its name when it is whole, after its record."""
         half = output.with_name(f".{output.name}.{os.getpid()}")
         try:
@@ -213,8 +212,10 @@ class _Job:
             told = {
                 k: {"mean": float(np.mean(v)), "std": float(np.std(v)), "numbers": len(v)} for k, v in self.sums.items()
             }
-            write_atomically(note, json.dumps(record | {"rows": self.rows, "statistics": told}, indent=1) + "\n")
+            whole = record | {"rows": self.rows, "statistics": told}
+            write_atomically(note, json.dumps(whole, indent=1) + "\n")
             os.replace(half, output)
+            return whole
         finally:
             half.unlink(missing_ok=True)
 

@@ -151,8 +151,12 @@ def _draw(rows: Sequence[dict[str, Any]], start: Sequence[float], objectives: Se
     axes.plot(*zip(*(row["rewards"][:2] for row in rows), strict=True), "-o", color="#1f6f8b")
     for row in rows:
         axes.annotate(
-            f"w={row['w']:g}", tuple(row["rewards"][:2]), xytext=(5, 5), textcoords="offset points", fontsize=8
+            f"w={row['w']:g}",
+            (row["rewards"][0], row["rewards"][1]),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
         )
     axes.plot(*start[:2], "s", color="#444444")
-    axes.annotate("start", tuple(start[:2]), xytext=(5, -10), textcoords="offset points", fontsize=8)
+    axes.annotate("start", (start[0], start[1]), xytext=(5, -10), textcoords="offset points", fontsize=8)
     figure.savefig(path, dpi=120)

@@ -25,6 +25,9 @@ class RewardModel:
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         try:
+            if (folder / "adapter_config.json").is_file():
+                self._made(_merged(folder), AutoTokenizer.from_pretrained(folder), progress)
+                return
             labels = AutoConfig.from_pretrained(folder).num_labels
             if labels != 1:
                 raise PrefoptError(f"{folder} has {labels} labels; a reward model has one (num_labels: 1)")
@@ -37,6 +40,9 @@ class RewardModel:
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise PrefoptError(f"{folder} holds no trained reward head (missing: {missing}); scores would be random")
+        self._made(model, tokenizer, progress)
+
+    def _made(self, model: Any, tokenizer: Any, progress: bool) -> None:
         self.model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = Encoder(tokenizer, DataConfig(path="prompts", max_length=None))
         self.progress = progress
@@ -48,3 +54,13 @@ class RewardModel:
         ]
         found = token_numbers(self.model, examples, ["reward"], progress=self.progress, description="reward model")
         return [float(numbers["reward"][0][0]) for numbers in found]
+
+
+def _merged(folder: Path) -> torch.nn.Module:
+    """A reward model that was trained as an adapter with its head, on the base that it names."""
+    from peft import AutoPeftModelForSequenceClassification, PeftConfig
+
+    if "score" not in (PeftConfig.from_pretrained(str(folder)).modules_to_save or ()):
+        raise PrefoptError(f"{folder} is an adapter without a trained reward head (score); scores would be random")
+    model: Any = AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=1)
+    return model.merge_and_unload()
