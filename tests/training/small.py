@@ -35,8 +35,8 @@ class Listed:
         return self.examples[i]
 
 
-def examples(n: int, seed: int = 0, labels: bool = False) -> Listed:
-    """Pairs with prompts of 2 to 9 and answers of 1 to 7 tokens."""
+def examples(n: int, seed: int = 0, labels: bool = False, gold: bool = False) -> Listed:
+    """Pairs with prompts of 2 to 9 and answers of 1 to 7 tokens; gold answers of 1 to 19."""
     g = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> list[int]:
@@ -48,6 +48,9 @@ def examples(n: int, seed: int = 0, labels: bool = False) -> Listed:
         notes = {"label": [True, False]} if labels else {}
         masks = [[1] * len(a) for a in answers]
         made.append(Encoded(ids(2, 10), answers, masks, [[0, 1]], notes, index=i))
+        if gold:
+            made[-1].gold_ids = ids(1, 20)
+            made[-1].gold_mask = [1] * len(made[-1].gold_ids)
     return Listed(made)
 
 
@@ -61,9 +64,9 @@ def model(seed: int = 0) -> LlamaForCausalLM:
 
 def task(method: Any, n: int, cache: Path, policy: Any = None, held_out: int = 0) -> Task:
     needs = method.needs()
-    labels = "notes:label" in needs
     policy = install(policy if policy is not None else model())
-    train, held = examples(n, labels=labels), examples(held_out, 1, labels) if held_out else None
+    kinds = {"labels": "notes:label" in needs, "gold": "extras:gold" in needs}
+    train, held = examples(n, **kinds), examples(held_out, 1, **kinds) if held_out else None
     reference = StoredReference(policy, cache) if "scores:reference" in needs else None
     scorer = TextScorer(needs, reference, notes=["pairs", "label"])
     if reference is not None:

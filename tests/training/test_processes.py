@@ -26,7 +26,7 @@ def launch(output: Path, name: str, processes: int, batch: int, accumulate: int 
     return {"weights": torch.load(output / "weights.pt"), **logs}
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "cpo", "lcpo"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "cpo", "lcpo", "triple-tpo"])
 def test_two_processes_are_one(name: str, tmp_path: Path) -> None:
     one = launch(tmp_path / "one", name, 1, 4)
     two = launch(tmp_path / "two", name, 2, 1, accumulate=2)

@@ -12,7 +12,7 @@ from prefopt import PrefoptError
 from prefopt.training import checkpoints
 from tests.training.small import model, trainer, weights
 
-METHODS = ["dpo", "kto", "orpo", "simpo", "sft"]
+METHODS = ["dpo", "kto", "orpo", "simpo", "sft", "triple-tpo", "beta-dpo", "aot"]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -7,17 +7,17 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from ..config import RunConfig
-from ..data.curriculum import TIED, Curriculum, RankedPair, curriculum
-from ..data.example import Example, axes
-from ..errors import PrefoptError
+from ..data.curriculum import Curriculum, RankedPair, curriculum
 from ..files import write_atomically
 from ..methods.pairwise.dpo import dpo
 from ..objectives.method import Method, require
 from .stages import check_stages, in_stages, loaded, text_only
 from .steps import Steps, recipe
+
+if TYPE_CHECKING:
+    from ..data.ranked import Ranked
 
 log = logging.getLogger("prefopt")
 
@@ -46,11 +46,10 @@ def curry_dpo(
     """
     _check(steps, base)
     check_stages(steps, base, update_reference, kl_prompts)
-    lists = _read(steps.config, steps.config.data.paths, by_logp=criterion == "logp")
+    lists = _lists(steps, steps.config.data.paths, in_tokens=criterion == "logp")
     logps = _logps(steps, lists) if criterion == "logp" else None
-    plan = curriculum(
-        [x.scores for x in lists], stages, criterion=criterion, scope=scope, logps=logps, min_pairs=min_pairs
-    )
+    scores = [x.scores for x in lists]
+    plan = curriculum(scores, stages, criterion=criterion, scope=scope, logps=logps, min_pairs=min_pairs)
     held_out = _held_out(steps)
     data = []
     for number, pairs in enumerate(reversed(plan.stages) if reverse else plan.stages, 1):
@@ -62,14 +61,6 @@ def curry_dpo(
     return in_stages(steps, base, data, examples, update_reference=update_reference, kl_prompts=kl_prompts)
 
 
-class Ranked(NamedTuple):
-    """A list of responses in which something beats something; scores: higher is better."""
-
-    example: Example
-    scores: list[float]
-    encoded: Any = None  # in tokens, where log-probabilities are asked
-
-
 def _check(steps: Steps, base: Method) -> None:
     text_only(steps)
     needs = base.needs()
@@ -79,47 +70,18 @@ def _check(steps: Steps, base: Method) -> None:
         f"method.base = {base.name}: stages hold pairs of answers, and {base.name} does not compare pairs of answers",
     )
     for key in ("pairing", "chosen_rank"):
-        if key in steps.config.given("data"):
-            raise PrefoptError(f"data.{key} has no effect: curry-dpo pairs the best response with every other")
+        idle = f"data.{key} has no effect: curry-dpo pairs the best response with every other"
+        require(key not in steps.config.given("data"), idle)
 
 
-def _read(config: RunConfig, paths: list[str], by_logp: bool = False) -> list[Ranked]:
-    """The lists of these files by the rule for rows; those whose scores all tie are dropped and counted."""
+def _lists(steps: Steps, paths: list[str], in_tokens: bool = False) -> list[Ranked]:
     from ..data.encode import Encoder
-    from ..data.rule import Ledger
-    from ..data.source import read_examples
+    from ..data.ranked import read_ranked
     from ..models.text import load_tokenizer
 
-    encoder = Encoder(load_tokenizer(config.model.path), config.data) if by_logp else None
-    ledger, found = Ledger(), []
-    for example in read_examples(config.data, paths, ledger):
-        with ledger.row(example):
-            ranked = _ranked(example, config)
-            found.append(ranked if encoder is None else ranked._replace(encoded=encoder(ranked.example)))
-    ledger.stop_if_unreadable()
-    ledger.stop_if_too_many_dropped(config.data.max_dropped)
-    ledger.report(", ".join(paths))
-    return found
-
-
-def _ranked(example: Example, config: RunConfig) -> Ranked:
-    """The list and its scores, without repetitions of the best response."""
-    from ..data.fields import TeachesNothing, Unreadable
-    from ..data.messages import same
-    from ..data.pairing import keep_responses, order
-
-    values = order(example, config.data)
-    if len(example.responses) < 2:
-        raise Unreadable(f"has {len(example.responses)} responses, and a curriculum needs ranked lists", "missing")
-    if values is None:
-        raise Unreadable("has nothing that orders its responses: scores or ranks", "missing")
-    if any(v != v for v in values):
-        raise Unreadable("has a response without a score", "missing")
-    best = max(range(len(values)), key=values.__getitem__)
-    kept = [i for i, y in enumerate(example.responses) if i == best or not same(y, example.responses[best])]
-    if not any(values[i] < values[best] for i in kept):
-        raise TeachesNothing(TIED)
-    return Ranked(keep_responses(example, kept), [values[i] for i in kept])
+    config = steps.config
+    encoder = Encoder(load_tokenizer(config.model.path), config.data) if in_tokens else None
+    return read_ranked(config.data, paths, encoder)
 
 
 def _logps(steps: Steps, lists: Sequence[Ranked]) -> list[list[float]]:
@@ -128,7 +90,8 @@ def _logps(steps: Steps, lists: Sequence[Ranked]) -> list[list[float]]:
     def score(path: Path) -> None:
         from ..rollout.numbers import token_numbers
 
-        found = token_numbers(loaded(steps, steps.config.model.path), [x.encoded for x in lists], progress=True)
+        encoded = [x.encoded for x in lists if x.encoded is not None]
+        found = token_numbers(loaded(steps, steps.config.model.path), encoded)
         sums = [[float(row.astype("float64").sum()) for row in numbers["policy"]] for numbers in found]
         write_atomically(path, json.dumps(sums) + "\n")
 
@@ -138,33 +101,18 @@ def _logps(steps: Steps, lists: Sequence[Ranked]) -> list[list[float]]:
 
 def _held_out(steps: Steps) -> Path | None:
     """Held-out lists as pairs of the best and every other, once for all stages."""
-    paths = steps.config.data.eval_paths
-    if not paths:
+    if not steps.config.data.eval_paths:
         return None
-    lists = _read(steps.config, paths)
+    lists = _lists(steps, steps.config.data.eval_paths)
     pairs = curriculum([x.scores for x in lists], 1).stages[0]
     return steps.make("held-out.jsonl", partial(_write, pairs, lists))
 
 
 def _write(pairs: Sequence[RankedPair], lists: Sequence[Ranked], path: Path) -> None:
-    """Pairs as rows, with what is known of them and where they come from."""
-    write_atomically(path, "".join(json.dumps(_row(p, lists[p.prompt]), ensure_ascii=False) + "\n" for p in pairs))
+    from ..data.ranked import pair_row
 
-
-def _row(pair: RankedPair, ranked: Ranked) -> dict[str, Any]:
-    example = ranked.example
-    row = {
-        "prompt": example.prompt,
-        "chosen": example.responses[pair.chosen],
-        "rejected": example.responses[pair.rejected],
-        "chosen_score": ranked.scores[pair.chosen],
-        "rejected_score": ranked.scores[pair.rejected],
-        "gap": pair.gap,
-        "from": example.origin,
-    }
-    row |= {n: v[0] for n, v in example.notes.items() if axes(n) == "P" and len(v) == 1}
-    given = {"gold": example.gold, "tools": example.tools, "chat_template_kwargs": dict(example.template_kwargs)}
-    return row | {name: value for name, value in given.items() if value}
+    rows = (pair_row(lists[p.prompt], p.chosen, p.rejected, gap=p.gap) for p in pairs)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _tell(plan: Curriculum) -> None:
