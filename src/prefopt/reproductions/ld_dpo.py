@@ -97,11 +97,6 @@ def slope(m: Measurements, alpha: float) -> float:
     return next(found["slope"] for found in m["sensitivity"] if found["alpha"] == alpha)
 
 
-def best_dpo(m: Measurements) -> float:
-    """The highest reward of DPO with any beta."""
-    return max(m[name]["share"] for name in RUNS if name.startswith("dpo"))
-
-
 def plot(seeds: Sequence[Measurements]) -> Figure:
     panels = {"length": "tokens of an answer", "share": "true reward", "kl": "KL to the start (nats)"}
     return bars(seeds, NAMES, panels, {"dpo": "#1f6f8b", "alpha": "#c8553d", "both": "#b9a44c"})
