@@ -106,8 +106,8 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
 REPRODUCTION = Reproduction(
     slug="insights-variants",
     paper="2404.14723",
-    claim="A few pairs are nearly as good as all of them; KTO and CPO do about as well without supervised fine-tuning "
-    "first, DPO and IPO lose; starting from an instruction-tuned model is no worse.",
+    claim="A few pairs are nearly as good as all of them; skipping supervised fine-tuning costs KTO and CPO less than DPO "
+    "and IPO; starting from an instruction-tuned model is no worse.",
     setting=(
         "World `copying`, one for each seed: GPT-2 models of one block (width 48) trained on demonstrations that copy "
         "rightly with probability 0.1 (base), 0.7 (SFT) and 0.9 (instruct). In every scenario the pairs are 2,048 of "
@@ -146,6 +146,8 @@ REPRODUCTION = Reproduction(
     steps=len(STARTS) + (len(STARTS) + len(SIZES)) * len(METHODS),
     remarks=(
         "The paper compares 13 benchmarks of a 7B model; this is its study design on a task whose reward is exact.",
+        "The paper has KTO and CPO about the same with and without fine-tuning. Here that is true of CPO; KTO loses "
+        "0.28 to 0.47 of reward, about 0.6 of what DPO loses: the order of the methods is the paper's, its size is not.",
         "With 64 pairs and 200 steps DPO over-fits; the picture shows it, no demand rests on it.",
     ),
 )
