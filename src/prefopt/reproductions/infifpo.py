@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 WORLDS, PROMPTS, RESPONSES, FEATURES = 4, 60, 24, 24  # worlds: for each seed
 STEPS, RATE, BETA, SHARPNESS = 300, 0.05, 2.5, 1.5
 PAIRS, NOISES = (40, 200), (0.2, 0.0)
-BETAS = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0)  # of DPO: the best of them in each setting is its result
-DPO: dict[str, dict[str, Any]] = {f"dpo-{b:g}": {"name": "dpo", "beta": b} for b in BETAS}
-SOURCES: dict[str, dict[str, Any]] = {
-    "average": {"name": "infifpo", "beta": BETA, "fusion": "average"},
-    "infifpo": {"name": "infifpo", "beta": BETA},
+BETAS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.5)  # of every method: the best of them in each setting is its result
+METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {"name": "dpo"},
+    "average": {"name": "infifpo", "fusion": "average"},
+    "infifpo": {"name": "infifpo"},
 }
 BAD: dict[str, dict[str, Any]] = {  # with a fourth source that has the rewards upside down
     "bad-clip": {"name": "infifpo", "beta": BETA},
@@ -38,14 +38,17 @@ def run(bench: Bench) -> Measurements:
         for noise in NOISES:
             name = f"pairs-{pairs}-noise-{noise:g}"
             rows: list[dict[str, float]] = bench.once(name, partial(worlds, bench.seed, pairs, noise))
-            means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
-            best = max(DPO, key=means.__getitem__)
-            found[name] = means | {
-                "dpo": means[best],
-                "best": float(best.removeprefix("dpo-")),
-                "wins": float(np.mean([row["infifpo"] > row[best] for row in rows])),
-            }
+            found[name] = _best(rows)
     return found
+
+
+def _best(rows: list[dict[str, float]]) -> dict[str, Any]:
+    """Means over worlds; of each method those of its best beta here, and how often InfiFPO's is above DPO's."""
+    means = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+    best = {m: max((f"{m}-{b:g}" for b in BETAS), key=means.__getitem__) for m in METHODS}
+    found = {m: means[key] for m, key in best.items()} | {k: means[k] for k in ("start", *BAD)}
+    wins = float(np.mean([row[best["infifpo"]] > row[best["dpo"]] for row in rows]))
+    return {**found, "wins": wins, "betas": best, "all": means}
 
 
 def worlds(seed: int, pairs: int, noise: float) -> list[dict[str, float]]:
@@ -83,7 +86,7 @@ def one(seed: int, pairs: int, noise: float) -> dict[str, float]:
 
     liar = torch.log_softmax(-SHARPNESS * reward, -1)[None]
     found = {"start": float((pivot.exp() * reward).sum(-1).mean())}
-    found |= {name: trained(method, experts) for name, method in (DPO | SOURCES).items()}
+    found |= {f"{m}-{b:g}": trained(method | {"beta": b}, experts) for m, method in METHODS.items() for b in BETAS}
     return found | {name: trained(method, torch.cat([experts, liar])) for name, method in BAD.items()}
 
 
@@ -145,9 +148,8 @@ REPRODUCTION = Reproduction(
     setting=(
         "Log-linear policies over 60 prompts with 24 responses each and a linear true reward, four worlds for each seed. "
         "Three experts follow the reward on a third of the prompts each and are near uniform elsewhere. 40 or 200 pairs, "
-        "20 % of the labels flipped (or none); average fusion and clipped max-margin fusion start from the same weak policy "
-        "with beta 2.5 and take 300 full-batch Adam steps, and so does DPO with six betas, of which the best in each setting "
-        "counts. Expected true reward over all prompts, exact. A fourth source with the rewards upside down tries the clipping."
+        "20 % of the labels flipped (or none); DPO, average fusion and clipped max-margin fusion start from the same weak "
+        "policy and take 300 full-batch Adam steps, each with six betas, of which its best in each setting counts. Expected true reward over all prompts, exact. A fourth source with the rewards upside down tries the clipping."
     ),
     demands=(
         Demand("share of the noisy worlds in which InfiFPO has more reward than DPO", share_of_worlds, least=0.8),
@@ -187,13 +189,19 @@ REPRODUCTION = Reproduction(
         "sizes": [PROMPTS, RESPONSES, FEATURES],
         "steps": STEPS,
         "rate": RATE,
-        "methods": DPO | SOURCES | BAD,
+        "methods": METHODS | BAD,
+        "betas": BETAS,
         "sharpness": SHARPNESS,
     },
     run=run,
     plot=plot,
     steps=len(PAIRS) * len(NOISES),
     remarks=(
+        "A pilot on seed 0, which is not judged, decided that all methods get the same grid of betas: at InfiFPO's beta of 2.5 "
+        "DPO is far below its best, and with DPO alone tuned the comparison would lean the other way.",
+        "Six of seven demands are met. With 200 noisy pairs the lead over DPO at its own best beta (0.1 or 0.2) is 8 to 15 %, "
+        "not the 15 % demanded; at equal beta it is 24 to 41 % with beta 0.5 and more above. The experts make InfiFPO "
+        "insensitive to beta, which DPO is not.",
         "The paper fuses language models of 9 to 24 billion parameters. In a log-linear world a response is one token for "
         "every model, so length normalisation is not tried here; sources with other tokenizers are tried end to end in "
         "tests/annotation.",
