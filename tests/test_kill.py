@@ -57,6 +57,7 @@ KINDS = {
     "train.per_device_train_batch_size=3",
     "curry": "train curry-dpo -m {text} -d {lists} -o {out} method.criterion=logp method.kl_prompts=2 method.stages=2 "
     "train.per_device_train_batch_size=4",
+    "scored": "train madpo-from-pairs -m {text} -d {pairs} -o {out} method.base.tau=2 train.per_device_train_batch_size=4",
     "moving": "train dpo -m {text} -d {pairs} -o {out} reference.mixup_alpha=0.5 reference.sync_steps=2 "
     "train.per_device_train_batch_size=4 train.max_steps=8",
 }  # fmt: skip
@@ -129,7 +130,7 @@ def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.F
     assert whole["code"] == 0, chain.log("whole")
     assert not (tmp_path / "whole" / "run.lock").exists()
     assert [x["code"] for x in killed[:2]] == [-9] * 2
-    assert kind in ("online", "curry") or "going on from" in chain.log("killed")
+    assert kind in ("online", "curry", "scored") or "going on from" in chain.log("killed")
     assert last["code"] == 0, chain.log("killed")
     chain.compare("whole", "killed")
 
