@@ -34,7 +34,7 @@ TRL = (
         {"loss_type": "robust", "label_smoothing": 0.1},
     ),
     Same("DPO", {"loss_type": "bco_pair"}, "bco", {"shift": False}),
-    Same("DPO", {"loss_type": "sppo_hard"}, "sppo", {}, "without a column win_probability"),
+    Same("DPO", {"loss_type": "sppo_hard"}, "sppo"),
     Same("DPO", {"loss_type": "aot"}, "aot", {}, "sorted over the whole step, not the micro-batch"),
     Same("DPO", {"loss_type": "aot_unpaired"}, "aot", {"paired": False}, "sorted over the whole step"),
     Same("DPO", {"loss_type": "apo_zero"}, "apo-zero"),

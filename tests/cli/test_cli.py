@@ -80,6 +80,28 @@ def test_methods_as_json(prefopt: Any) -> None:
     assert "label_smoothing" in prefopt("methods", "dpo")[1]
 
 
+def test_methods_by_tag(prefopt: Any) -> None:
+    found = {m["name"]: m for m in json.loads(prefopt("methods", "--tag", "free", "-t", "length_bias", "--json")[1])}
+    assert "simpo" in found
+    assert all(m["place"]["constraint.reference"] == ["free"] for m in found.values())
+    assert all("length_bias" in m["place"]["model_property"] for m in found.values())
+    assert "no method carries free and reference" in prefopt("methods", "-t", "free", "-t", "reference")[1]
+    for arguments, says in (
+        (["-t", "lenght_bias"], "did you mean 'length_bias'"),
+        (["dpo", "-t", "free"], "--tag has no effect beside the name dpo"),
+        (["APO"], "'APO' is the name of several methods"),
+        (["none-such"], "no method 'none-such'"),
+    ):
+        code, out, err = prefopt("methods", *arguments)
+        assert code == 2, arguments
+        assert says in " ".join(err.split())
+        assert "Traceback" not in out + err
+    shown = " ".join(prefopt("methods", "cdpo")[1].split())
+    assert "-log sigmoid(beta (h_w - h_l))" in shown
+    assert "constraint.reference static" in shown
+    assert "label_smoothing 0.1" in shown
+
+
 def test_47_papers(prefopt: Any) -> None:
     code, out, _ = prefopt("papers", "--json")
     rows = json.loads(out)

@@ -102,8 +102,8 @@ def apo_down(b: Ragged, beta: float = 0.1) -> Tensor:
     return each(b, lambda w, l: sigmoid(w) + 1 - sigmoid(w - l), beta)
 
 
-def sppo(b: Ragged, beta: float = 1e-3) -> Tensor:
-    p = b.notes.get("win_probability")
+def sppo(b: Ragged, beta: float = 1e-3, target: str = "hard") -> Tensor:
+    p = b.notes["win_probability"] if target == "measured" else None
     losses = []
     for w, l in b.pairs:
         wins = (1.0, 0.0) if p is None else (p[w], p[l])
@@ -274,7 +274,7 @@ def test_gradcheck(by_hand, hyper):
 
 def test_sppo_reads_measured_win_probabilities():
     b = noted(2, win_probability=torch.rand(ROWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    agree(b, get_method("sppo", beta=0.3), sppo(b, beta=0.3))
+    agree(b, get_method("sppo", beta=0.3, target="measured"), sppo(b, 0.3, "measured"))
 
 
 def test_odpo_leaves_out_pairs_without_an_offset_and_says_so():

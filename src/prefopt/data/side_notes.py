@@ -36,8 +36,11 @@ SIDE_NOTES: dict[str, Callable[[Any, str], float]] = {
     "margin_rewards": fields.number,
     "source_sums": log_probability,
     "source_counts": token_count,
+    "win_probability": fields.probability,
 }
 """Name -> how one number of it is read."""
+MEASURED = frozenset({"win_probability"})
+"""Those that no verb of ours makes."""
 GOLD_NOTES = {f"gold_{name}": SIDE_NOTES[name] for name in ("source_sums", "source_counts")}
 """The same of the gold answer: one list for the row."""
 COLUMNS = frozenset(f"{side}{name}" for name in SIDE_NOTES for side in ("", "chosen_", "rejected_")) | set(GOLD_NOTES)
@@ -51,6 +54,7 @@ def how_to_give_note(name: str) -> str:
     if name in GOLD_NOTES:
         return f"add a column {name!r}, a list of numbers beside the gold answer{verb}"
     if name in SIDE_NOTES:
+        verb = "" if name in MEASURED else verb
         return f"add the columns 'chosen_{name}' and 'rejected_{name}' (lists of responses: '{name}'){verb}"
     return f"add a column {name!r}, or map one to it with data.columns.{name}"
 

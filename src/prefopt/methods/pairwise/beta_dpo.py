@@ -10,7 +10,7 @@ from ...objectives.words import bradley_terry
 LOWEST = 1e-3  # a negative beta would turn the preference round
 
 
-@method("beta-dpo", paper="2407.08639", beta="sum of log-ratios", tags=("distinguishability", "noise"), surveyed=True)
+@method("beta-dpo", paper="2407.08639", beta="sum of log-ratios", tags=("distinguishability",), surveyed=True)
 def beta_dpo(
     r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 0.6, momentum: Fraction = 0.9, filtered: bool = False
 ) -> Loss:

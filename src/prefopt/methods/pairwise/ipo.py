@@ -7,13 +7,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import squared
 
 
-@method(
-    "ipo",
-    paper="2310.12036",
-    beta="1/(2 beta) is the target gap of log-ratios",
-    tags=("generalization",),
-    surveyed=True,
-)
+@method("ipo", paper="2310.12036", beta="1/(2 beta) is the target gap of log-ratios")
 def ipo(r: Responses, *, beta: Positive = 0.1, normalise: Literal["mean", "sum"] = "mean") -> Loss:
     """Identity Preference Optimization: (h_w - h_l - 1/(2 beta))^2. beta is the paper's tau.
 

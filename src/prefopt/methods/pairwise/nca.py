@@ -5,7 +5,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry
 
 
-@method("nca", paper="2402.05369", beta="sum of log-ratios", tags=("pointwise", "likelihood_collapse"), surveyed=True)
+@method("nca", paper="2402.05369", beta="sum of log-ratios", tags=("pointwise",), surveyed=True)
 def nca(r: Responses, *, beta: Positive = 0.1) -> Loss:
     """Noise contrastive alignment of pairs: -log sigmoid(r_w) - 1/2 log sigmoid(-r_w) - 1/2 log sigmoid(-r_l).
 

@@ -5,7 +5,7 @@ from ...objectives.method import method
 from ...objectives.responses import Responses
 
 
-@method("simper", paper="2502.00883", tags=("free", "length_bias"), surveyed=True)
+@method("simper", paper="2502.00883", tags=("free",), surveyed=True)
 def simper(r: Responses) -> Loss:
     """SimPER (eq. 4): exp(mean log pi(y_l)) - exp(mean log pi(y_w)), the inverse perplexities; no hyperparameter."""
     w, l = r.pairs()
