@@ -26,6 +26,7 @@ NOTE_AXES: dict[str, str] = {
     "domain": "P",  # int, likewise
     "user": "P",  # int, likewise
     "reward_score": "R",  # a reward model's score (read where a method asks for it, like all below)
+    "win_probability": "R",  # against the policy, in [0, 1]
     "margin_rewards": "R N",  # rewards of the other objectives
     "source_sums": "R N",  # log-probabilities under other models ...
     "source_counts": "R N",  # ... and how many tokens each of them counts
