@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def test_the_numbers_are_those_of_the_pairs_followed(tmp_path: Path) -> None:
     t = trainer(tmp_path / "run", n=8, batch=3)
     t._initialise_method()
     t.model_wrapped = t.model
-    p = follow(t, DiagnosticsConfig(every=1, pairs=5, samples=0), np.arange(8), tmp_path / "run", False)
+    p = follow(t, DiagnosticsConfig(every=1, pairs=5, samples=0), np.arange(8))
     with torch.no_grad():
         for w in t.model.parameters():
             w.add_(0.05 * torch.randn_like(w))  # away from the reference
@@ -172,7 +173,7 @@ def test_slopes_spread_over_tokens_and_count_every_term_as_of_one_pair(name: str
     """d(loss of a pair)/d(mean over its tokens' shift): by finite differences of the whole loss times the pairs."""
     t = trainer(tmp_path / "run", name=name, n=6, batch=6)
     t.model_wrapped = t.model
-    p = follow(t, DiagnosticsConfig(every=1, pairs=6, samples=0), np.arange(6), tmp_path / "run", False)
+    p = follow(t, DiagnosticsConfig(every=1, pairs=6, samples=0), np.arange(6))
     step = t._plan(p.followed)
     ((batch, known, _),) = step.ready
     with torch.no_grad():
@@ -194,7 +195,7 @@ def test_slopes_spread_over_tokens_and_count_every_term_as_of_one_pair(name: str
 def test_gradients_of_lost_responses_do_not_overflow() -> None:
     """log pi of -800: the probability and its gradient are no numbers any more, their logarithms are."""
     p = object.__new__(Properties)
-    p.text = True
+    p.text, p.trainer = True, SimpleNamespace(task=SimpleNamespace(record={}))
     x = {"chosen": torch.tensor([-2.0, -900.0]), "rejected": torch.tensor([-800.0, -3.0]), "margin": torch.tensor([1.0, 1.0]),
          "slope_chosen": torch.tensor([-0.01, -0.0]), "slope_rejected": torch.tensor([0.01, 0.0])}  # fmt: skip
     found = p._of_pairs({k: v.double() for k, v in x.items()})
@@ -258,7 +259,7 @@ def test_the_toy_degrades_and_says_so_once(tmp_path: Path, caplog: pytest.LogCap
         remove_unused_columns=False, disable_tqdm=True, use_cpu=True,
     )  # fmt: skip
     t = Trainer(task, get_method("dpo", beta=0.5), args, 2)
-    t.add_callback(follow(t, DiagnosticsConfig(every=1, pairs=2, patience=2), np.arange(2), tmp_path, False))
+    t.add_callback(follow(t, DiagnosticsConfig(every=1, pairs=2, patience=2), np.arange(2)))
     t.train()
     found = looks(tmp_path)
     assert [r["properties/degrading"] for r in found] == [0, 0] + [1] * 7
@@ -298,3 +299,41 @@ def test_pictures_are_not_sampled(image_model: Path, image_pairs: Path, tmp_path
     diagnostics = {"every": 5, "samples": 2}
     with pytest.raises(PrefoptError, match="diagnostics.samples has no effect: pictures are not drawn"):
         train(configured(image_model, image_pairs, tmp_path / "run", diagnostics=diagnostics))
+
+
+def test_data_without_pairs_are_refused_and_nothing_is_left(text_model: Path, tmp_path: Path) -> None:
+    """A pointwise method takes pairs or labelled rows; only pairs can be followed."""
+    rows = [{"prompt": f"a {i}", "completion": "b c", "label": i % 2 == 0} for i in range(8)]
+    data = tmp_path / "labelled.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    config = configured(text_model, data, tmp_path / "run", method={"name": "npo"})
+    with pytest.raises(PrefoptError, match="diagnostics.every: the data holds no pairs"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_scenarios_are_told_apart(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """Whose samples the two sides are: four groups of pairs, whose means add up to that of all."""
+    pairs = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    kinds = [("on", "on"), ("off", "on"), ("on", "off"), ("on", "on")]
+    told = [p | dict(zip(("chosen_source", "rejected_source"), kinds[i % 4], strict=True)) for i, p in enumerate(pairs)]
+    data = tmp_path / "told.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in told))
+    train(configured(text_model, data, tmp_path / "run", diagnostics={"every": 3, "pairs": len(told), "samples": 0}))
+    last = looks(tmp_path / "run")[-1]
+    names = ["off-on", "on-off", "on-on"]
+    assert sorted(k.split("/")[-1] for k in last if k.startswith("properties/chosen/")) == names
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert kept["names"]["scenario"] == names
+    share = {n: sum("-".join(kinds[i % 4]) == n for i in range(len(told))) / len(told) for n in names}
+    for side in ("chosen", "rejected"):
+        mean = sum(share[n] * last[f"properties/{side}/{n}"] for n in names)
+        assert mean == pytest.approx(last[f"properties/{side}"], rel=1e-5)
+
+
+def test_a_scenario_must_be_on_or_off(text_model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "told.jsonl"
+    row = {"prompt": "a", "chosen": "b c", "rejected": "d", "chosen_source": "policy", "rejected_source": "on"}
+    data.write_text(json.dumps(row) + "\n")
+    with pytest.raises(PrefoptError, match="'chosen_source' is 'policy', expected on .* or off"):
+        train(configured(text_model, data, tmp_path / "run"))

@@ -25,6 +25,7 @@ NOTE_AXES: dict[str, str] = {
     "annotator": "P",  # int, a stable enumeration of the column's values
     "domain": "P",  # int, likewise
     "user": "P",  # int, likewise
+    "scenario": "P",  # int, likewise: whose samples the two sides are, "on-off" and so on
     "reward_score": "R",  # a reward model's score (read where a method asks for it, like all below)
     "win_probability": "R",  # against the policy, in [0, 1]
     "margin_rewards": "R N",  # rewards of the other objectives
@@ -40,7 +41,7 @@ NOTE_AXES: dict[str, str] = {
 """Canonical annotations and their axes: R one per response, P one per pair (one per response in unpaired data),
 T one per token of a response, S one per step of a response, N a list as long in every row."""
 
-ENUMERATED = frozenset({"annotator", "domain", "user"})
+ENUMERATED = frozenset({"annotator", "domain", "user", "scenario"})
 """Notes whose values are names in the file and small integers in the batch."""
 
 

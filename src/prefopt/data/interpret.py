@@ -34,6 +34,7 @@ _PAIR_NOTES = {
     "label_probability": fields.probability,
 }
 _SIDE_SCORES = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
+_SOURCES = ("chosen_source", "rejected_source")
 _NAMED = {"annotator": ("annotator", "annotator_id"), "domain": ("domain",), "user": ("user", "user_id")}
 
 
@@ -153,6 +154,8 @@ class Interpreter:
         for columns in _SIDE_SCORES:
             if all(map(f.has, columns)) and count == 2:
                 notes["score"] = [fields.number(f.get(c), c) for c in columns]
+        if any(map(f.has, _SOURCES)) and len(draft.pairs) == 1:
+            notes["scenario"] = [_scenario(f)]
         notes.update(_scores(f, count))
         if f.has("ranks"):
             notes["rank"] = [fields.number(r, "ranks") for r in f.items("ranks", count)]
@@ -185,6 +188,15 @@ def _label(value: Any, name: str) -> str:
     if isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     raise Unreadable(f"{name!r} is {short(value)}, expected a name or a number")
+
+
+def _scenario(f: Fields) -> str:
+    """Whose samples the two sides of a pair are: "on-off" is a chosen answer of the model to be trained, another's below."""
+    sides = [f.text(c) for c in _SOURCES]
+    for side, column in zip(sides, _SOURCES, strict=True):
+        if side not in ("on", "off"):
+            raise Unreadable(f"{column!r} is {short(side)}, expected on (a sample of the model to be trained) or off")
+    return "-".join(sides)
 
 
 def _scores(f: Fields, count: int) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ A fixed set of training pairs, and answers that belong to no pair, are scored ev
 gradient; each look is a row of metrics.jsonl:
 
     properties/chosen, rejected, unseen   change of the mean score of an answer since the start (text: nats)
+    properties/chosen/on-off, ...         the same by scenario, where the data tells whose samples the two sides are
     properties/margin                     mean difference of the implicit rewards
     properties/drop_ratio                 |change of rejected| / |change of chosen| since the last look
     properties/degrading                  1 while chosen has fallen for `patience` looks in a row and margin has risen
@@ -22,7 +23,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from ..scoring.batch import Collator
 from .engine import Plan
 from .processes import decided_by_main
 from .sampler import Drawn
+from .task import Examples
 from .trainer import Trainer
 
 log = logging.getLogger("prefopt")
@@ -50,69 +52,81 @@ AT_ONCE = 16  # examples in one forward, at most
 UNSEEN = "unseen.json"
 
 
-def follow(trainer: Trainer, config: DiagnosticsConfig, seen: np.ndarray, folder: Path, resumed: bool) -> Properties:
+def follow(trainer: Trainer, config: DiagnosticsConfig, seen: np.ndarray) -> Properties:
     """The callback that looks. seen: the examples of `train` that the run draws (only these have a stored reference).
 
-    Answers of the starting model are drawn once and kept in `folder`/unseen.json; PrefoptError where a resumed run
-    does not find them.
+    PrefoptError where they hold no pairs.
     """
     draw = np.random.default_rng((trainer.args.seed, 2))
     chosen = np.sort(draw.permutation(seen)[: config.pairs])
-    task, partners = trainer.task, "extras:mismatched" in trainer.needs
+    followed = _cut(trainer, [_drawn(trainer, trainer.task.train).draw(int(i)) for i in chosen])
+    followed = [batch for batch in followed if "pairs" in batch.notes]
+    if not followed:
+        raise PrefoptError("diagnostics.every: the data holds no pairs of a chosen and a rejected response to follow")
+    return Properties(trainer, config, chosen, followed)
+
+
+def _drawn(trainer: Trainer, examples: Examples) -> Drawn:
     seed = trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
-    drawn = Drawn(task.train, partners, seed)
-    followed = _cut(trainer, [drawn.draw(int(i)) for i in chosen], trainer.scorer.collate)
-    unseen: list[Batch] = []
-    if task.answer is not None and config.samples:
-        examples = _answered(trainer, config, chosen, folder / UNSEEN, resumed)
-        unseen = _cut(trainer, [Draw(e) for e in examples], Collator())
-    elif task.eval is not None:
-        held_out = Drawn(task.eval, partners, seed)
-        few = range(min(config.pairs, len(task.eval)))
-        unseen = _cut(trainer, [held_out.draw(i) for i in few], trainer.scorer.collate)
-    return Properties(trainer, config, followed, unseen)
+    return Drawn(examples, "extras:mismatched" in trainer.needs, seed)
 
 
-def _cut(trainer: Trainer, draws: Sequence[Any], collate: Any) -> list[Batch]:
+def _cut(
+    trainer: Trainer, draws: Sequence[Draw], collate: Callable[[Sequence[Draw]], Batch] | None = None
+) -> list[Any]:
     size = min(AT_ONCE, trainer.args.per_device_train_batch_size)
-    return [collate(draws[i : i + size]) for i in range(0, len(draws), size)]
-
-
-def _answered(trainer: Trainer, config: DiagnosticsConfig, chosen: np.ndarray, path: Path, resumed: bool) -> list[Any]:
-    """The followed examples with answers of the starting model in place of their own."""
-    examples = [trainer.task.train[int(i)] for i in chosen]
-    answer = trainer.task.answer
-    assert answer is not None
-
-    def drawn() -> None:
-        if not path.exists() and resumed:
-            raise PrefoptError(
-                f"{path} is gone: the answers of the starting model that this run follows. Put it back, or start again "
-                "in another folder"
-            )
-        if not path.exists():
-            made = answer(examples, config.samples, config.max_new_tokens, trainer.args.seed)
-            write_atomically(path, json.dumps({"examples": chosen.tolist(), "answers": made}) + "\n")
-
-    decided_by_main(trainer.args, drawn)
-    try:
-        told = json.loads(path.read_text())["answers"]
-    except (ValueError, KeyError):
-        raise PrefoptError(f"{path} is damaged; put it back, or start again in another folder") from None
-    bare: dict[str, Any] = {"pairs": [], "notes": {}, "gold_ids": None, "gold_mask": None}
-    return [
-        dataclasses.replace(e, response_ids=a, response_mask=[[1] * len(x) for x in a], **bare)
-        for e, a in zip(examples, told, strict=True)
-    ]
+    return [(collate or trainer.scorer.collate)(draws[i : i + size]) for i in range(0, len(draws), size)]
 
 
 class Properties(transformers.TrainerCallback):
     """Looks before the first step, every `every` steps, and at the end."""
 
-    def __init__(self, trainer: Trainer, config: DiagnosticsConfig, followed: list[Batch], unseen: list[Batch]):
+    def __init__(self, trainer: Trainer, config: DiagnosticsConfig, chosen: np.ndarray, followed: list[Batch]):
         self.trainer, self.config = trainer, config
-        self.followed, self.unseen = followed, unseen
+        self.chosen, self.followed = chosen, followed
+        self.unseen: list[Batch] = []
         self.text = trainer.task.unit == "tokens"
+
+    def gather_unseen(self, folder: Path, resumed: bool) -> None:
+        """Answers of the starting model, drawn once and kept in `folder`; else the held-out data, if there are any.
+
+        PrefoptError where a resumed run does not find the answers that it followed.
+        """
+        task = self.trainer.task
+        if task.answer is not None and self.config.samples:
+            answered = [Draw(e) for e in self._answered(folder / UNSEEN, resumed)]
+            self.unseen = _cut(self.trainer, answered, Collator())
+        elif task.eval is not None:
+            held_out = _drawn(self.trainer, task.eval)
+            few = range(min(self.config.pairs, len(task.eval)))
+            self.unseen = _cut(self.trainer, [held_out.draw(i) for i in few])
+
+    def _answered(self, path: Path, resumed: bool) -> list[Any]:
+        """The followed examples with answers of the starting model in place of their own."""
+        examples = [self.trainer.task.train[int(i)] for i in self.chosen]
+        answer, config = self.trainer.task.answer, self.config
+        assert answer is not None
+
+        def drawn() -> None:
+            if not path.exists() and resumed:
+                raise PrefoptError(
+                    f"{path} is gone: the answers of the starting model that this run follows. Put it back, or start "
+                    "again in another folder"
+                )
+            if not path.exists():
+                made = answer(examples, config.samples, config.max_new_tokens, self.trainer.args.seed)
+                write_atomically(path, json.dumps({"examples": self.chosen.tolist(), "answers": made}) + "\n")
+
+        decided_by_main(self.trainer.args, drawn)
+        try:
+            told = json.loads(path.read_text())["answers"]
+        except (ValueError, KeyError):
+            raise PrefoptError(f"{path} is damaged; put it back, or start again in another folder") from None
+        bare: dict[str, Any] = {"pairs": [], "notes": {}, "gold_ids": None, "gold_mask": None}
+        return [
+            dataclasses.replace(e, response_ids=a, response_mask=[[1] * len(x) for x in a], **bare)
+            for e, a in zip(examples, told, strict=True)
+        ]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
@@ -173,6 +187,11 @@ class Properties(transformers.TrainerCallback):
                 slope, score = x[f"slope_{side}"], x[side]
                 pulls = slope != 0
                 found[f"log_gradient_{side}"] = (slope.abs().log() - score)[pulls].mean()  # NaN where none does
+        for number, name in enumerate(
+            (self.trainer.task.record.get("data") or {}).get("names", {}).get("scenario", [])
+        ):
+            if (there := x["scenario"] == number).any():
+                found |= {f"logps_{side}/{name}": x[side][there].mean() for side in ("chosen", "rejected")}
         return {k: float(v) for k, v in found.items()}
 
     def _of_unseen(self) -> dict[str, float]:
@@ -198,16 +217,16 @@ def _pair_numbers(r: Responses, loss: Loss, slopes: Tensor) -> dict[str, Tensor]
     elif loss.rewards is not None:
         gap = loss.rewards[w] - loss.rewards[l]
     sides = {"chosen": score[w], "rejected": score[l], "slope_chosen": slopes[w], "slope_rejected": slopes[l]}
-    return sides | {"margin": gap.detach()}
+    return sides | {"margin": gap.detach(), "scenario": r.notes.get("scenario", torch.full_like(w, -1))}
 
 
 def judged(before: Sequence[dict[str, float]], now: dict[str, float], patience: int) -> dict[str, float]:
     """What needs the looks before: changes since the start, the ratio of the drops, and whether it degrades."""
     looks = [*before, now]
     out: dict[str, float] = {}
-    for name in ("chosen", "rejected", "unseen"):
-        if (key := f"properties/logps_{name}") in now:
-            out[f"properties/{name}"] = now[key] - looks[0].get(key, math.nan)
+    for key in now:
+        if key.startswith("properties/logps_"):
+            out[key.replace("logps_", "", 1)] = now[key] - looks[0].get(key, math.nan)
     steps = [
         {k: b[f"properties/{k}"] - a[f"properties/{k}"] for k in ("logps_chosen", "logps_rejected", "margin")}
         for a, b in itertools.pairwise(looks)

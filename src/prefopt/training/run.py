@@ -119,6 +119,7 @@ def _train(
         decided_by_main(args, look)
         drawn = seen(trainer.get_train_dataloader().sampler_of_steps, args.max_steps)
         task.prepare(drawn)
+        following = follow(trainer, config.diagnostics, drawn) if config.diagnostics.every else None
         decided_by_main(args, lambda: folder.start(whole, record))  # whatever can be refused has been
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -126,8 +127,9 @@ def _train(
         if resume is not None:
             log.info("going on from %s", resume)
             trainer.restore_method(resume)
-        if config.diagnostics.every:
-            trainer.add_callback(follow(trainer, config.diagnostics, drawn, folder.path, resume is not None))
+        if following is not None:
+            following.gather_unseen(folder.path, resume is not None)
+            trainer.add_callback(following)
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(folder.path, "interrupted", cost, record)

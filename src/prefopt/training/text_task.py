@@ -19,7 +19,7 @@ from ..errors import PrefoptError
 from ..models.text import TextModel, load_text_model
 from ..objectives.method import Method
 from ..rollout.text import Sampling, continuations, end_tokens
-from ..scoring.entry import install
+from ..scoring.entry import head_of, install
 from ..scoring.identity import identity_of
 from ..scoring.reference import (
     AdapterOffReference,
@@ -106,6 +106,8 @@ def _reference(
                 "reference.kind = adapter_off has no effect with reference.path: the reference is that model"
             )
         other = another_model(config.reference.path, config, loaded, "reference.path")
+        if "scores:token_kl" in needs:
+            _refuse_other_words(policy, other, config.reference.path)
         if kind == "frozen" or runs:
             return FrozenReference(other), other
         return StoredReference(other, autocast=_autocast(config)), other
@@ -119,6 +121,15 @@ def _reference(
     if kind == "frozen":
         return FrozenReference.copy_of(policy, merged=config.reference.moves), policy
     return StoredReference(policy, autocast=_autocast(config)), policy
+
+
+def _refuse_other_words(policy: nn.Module, other: nn.Module, path: str) -> None:
+    words, others = (len(head_of(m).weight) for m in (policy, other))
+    if words != others:
+        raise PrefoptError(
+            f"reference.path = {path}: its head knows {others} words, the policy's {words}; the exact KL needs whole "
+            "distributions over the same ones"
+        )
 
 
 def _autocast(config: RunConfig) -> torch.dtype | None:
