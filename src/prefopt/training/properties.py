@@ -71,9 +71,7 @@ def _drawn(trainer: Trainer, examples: Examples) -> Drawn:
     return Drawn(examples, "extras:mismatched" in trainer.needs, seed)
 
 
-def _cut(
-    trainer: Trainer, draws: Sequence[Draw], collate: Callable[[Sequence[Draw]], Batch] | None = None
-) -> list[Any]:
+def _cut(trainer: Trainer, draws: Sequence[Draw], collate: Callable[..., Any] | None = None) -> list[Any]:
     size = min(AT_ONCE, trainer.args.per_device_train_batch_size)
     return [(collate or trainer.scorer.collate)(draws[i : i + size]) for i in range(0, len(draws), size)]
 
