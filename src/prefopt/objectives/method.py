@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +54,10 @@ class Method:
 
     def needs(self) -> dict[str, dict[str, Any]]:
         """What this method asks for with these hyperparameters, "kind:name" -> how: found by asking a probe."""
+        return self._needs
+
+    @functools.cached_property
+    def _needs(self) -> dict[str, dict[str, Any]]:
         from .probe import trace
 
         return trace(self).needs

@@ -13,8 +13,8 @@ def dro(r: Responses, *, beta: Positive = 1.0) -> Loss:
     """
     score = r.note("score", "R")
     reward = beta * r.log_ratio.sum()
-    same = r.same_group().to(reward.dtype)
     rest = score - reward
+    same = r.same_group().to(rest.dtype)
     value = same @ rest / same.sum(-1)
     alone = (same.sum(-1) == 1).sum()
     loss = over_responses((rest - value).square() / 2)
