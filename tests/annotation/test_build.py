@@ -86,6 +86,19 @@ def test_functions_beside_pairs_and_lists(tmp_path: Path, taste: str) -> None:
     assert read(tmp_path / "lists-out.jsonl")[0]["reward_score"] == [-2.0, -5.0, None]
 
 
+def test_functions_get_what_conversations_say(tmp_path: Path, taste: str) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "which?"}],
+        "chosen": [{"role": "assistant", "content": "good one"}],
+        "rejected": [{"role": "assistant", "content": "bad"}],
+    }
+    data = write(tmp_path / "chat.jsonl", [row])
+    build_scores(data, {"reward_score": [f"{taste}:short"]}, tmp_path / "out.jsonl", progress=False)
+    made = read(tmp_path / "out.jsonl")[0]
+    assert (made["chosen_reward_score"], made["rejected_reward_score"]) == (-8.0, -3.0)
+    assert {k: made[k] for k in row} == row
+
+
 def test_a_model_counts_in_its_own_tokens(tmp_path: Path, word_model: Path, text_model: Path) -> None:
     data = pairs(tmp_path / "pairs.jsonl")
     add = {"sources": [str(word_model), str(text_model)]}

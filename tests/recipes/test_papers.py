@@ -149,6 +149,7 @@ def test_modpo_sweeps_over_weights(text_model: Path, pairs_file: Path, tmp_path:
     [
         ("modpo-sweep", {}, "give the other objectives"),
         ("modpo-sweep", {"margins": ["a:b"], "weights": [0.0]}, "must lie in (0, 1]"),
+        ("modpo-sweep", {"margins": ["a:b"], "weights": [0.5, 0.5]}, "each given once"),
         ("modpo-sweep", {"margins": ["a:b"], "objectives": ["a:b"]}, "give 2 rewards"),
         ("modpo-sweep", {"margins": ["a:b"], "base": {"w": [0.3, 0.7]}}, "method.base.w has no effect"),
         ("modpo-sweep", {"margin_data": ["x.jsonl"], "margin": "simpo"}, "method.margin = simpo"),

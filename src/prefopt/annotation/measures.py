@@ -20,6 +20,7 @@ from ..data.config import DataConfig
 from ..data.encode import Encoder
 from ..data.example import Example
 from ..data.fields import TeachesNothing, Unreadable
+from ..data.messages import content
 from ..errors import PrefoptError
 
 Answers = list[list[list[float]]]
@@ -62,7 +63,8 @@ class ByReward:
         self.identity = _digest("reward", what, self._reward.objective, self.reading.model_dump())
 
     def __call__(self, examples: Sequence[Example]) -> Answers:
-        flat = [(e.prompt, r) for e in examples for r in e.responses]
+        whole = getattr(self._reward.function, "takes_messages", False)
+        flat = [(e.prompt, r if whole else _said(r)) for e in examples for r in e.responses]
         values = iter(self._reward([p for p, _ in flat], [r for _, r in flat]))
         return [[[next(values)] for _ in e.responses] for e in examples]
 
@@ -108,6 +110,13 @@ class LogProbability:
 
     def close(self) -> None:
         self._model = None
+
+
+def _said(response: Any) -> str:
+    """What the assistant says in a response, as a function gets it."""
+    if isinstance(response, str):
+        return response
+    return "\n".join(content(m) for m in response if m["role"] == "assistant")
 
 
 def _encoded(encoder: Encoder, example: Example) -> Any:

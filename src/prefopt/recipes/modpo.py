@@ -89,15 +89,18 @@ def modpo_sweep(
         not margin_data or ({"notes:pairs", "scores:reference"} <= set(margin.needs()) and "beta" in margin.hyper),
         f"method.margin = {margin.name}: an implicit reward is beta log pi/pi_ref of a method of pairs with both",
     )
-    require(bool(weights) and all(0 < w <= 1 for w in weights), f"method.weights = {weights}: must lie in (0, 1]")
+    require(
+        bool(weights) and all(0 < w <= 1 for w in weights) and len(set(weights)) == len(weights),
+        f"method.weights = {weights}: must lie in (0, 1], each given once",
+    )
     part = shares or (1 / others,) * others
     require(len(part) == others and abs(sum(part) - 1) < 1e-6, f"method.shares: {others} numbers that sum to 1")
     require(len(objectives) in (0, 1 + others), f"method.objectives: give {1 + others} rewards, or none")
     require(bool(objectives) or not config.given("rollout"), "rollout has no effect without method.objectives")
-    specs = [*margins]
+    specs, reference = [*margins], config.reference.path or config.model.path
     for i, path in reversed(list(enumerate(margin_data, 1))):
         folder = steps.train(f"margin-{i}", margin, data={"path": path, "eval_path": None}, train=margin_train)
-        specs.insert(0, f"implicit:{folder},reference={config.model.path},beta={margin.hyper['beta']}")
+        specs.insert(0, f"implicit:{folder},reference={reference},beta={margin.hyper['beta']}")
     data = steps.scored("scored", {"margin_rewards": specs})
     policies = {}
     for w in weights:
