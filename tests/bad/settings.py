@@ -43,6 +43,11 @@ bad.train(
 bad.train("online_with_pairing", "data.pairing=all rollout.reward=a:b", "data.pairing", method="online-dpo")
 bad.train("online_with_bad_train_key", "train.optim=adamm rollout.reward=a:b", "adamm", method="online-dpo")
 bad.train("online_with_denoising", "denoising.random_flip=true rollout.reward=a:b", "denoising", method="online-dpo")
+bad.train("source_that_nobody_asks_for", "sources.token_reward=x", "sources.token_reward", "no other model's scores")
+bad.train("source_not_named", "", "sources.token_reward.path", "folder", method="tgdpo")
+bad.train("source_key_unknown", "sources.token_reward.dtype=x", "sources.token_reward.dtype", method="tgdpo")
+bad.train("scores_not_in_the_data", "", "row 1", "chosen_reward_score", "prefopt data build scores", method="madpo")
+bad.train("recipe_key_unknown", "method.alpha=1", "'alpha'", "base", method="tgdpo-from-pairs")
 bad.train("rollout_offline", "rollout.rounds=2", "rollout.rounds", "online-dpo")
 bad.train("denoising_of_text", "denoising.caption_dropout=0.1", "denoising.caption_dropout", "text model")
 bad.train("eval_without_data", "train.eval_strategy=steps", "train.eval_strategy", "data.eval_path")
@@ -120,6 +125,16 @@ def method_file_that_does_not_parse(p: Place) -> list[str]:
 @bad("empty.py", "0 methods", "@method")
 def method_file_without_method(p: Place) -> list[str]:
     return p.train(method=str(p.file("empty.py", "x = 1\n")))
+
+
+@bad("reward_scores", "reward_score")
+def column_unknown(p: Place) -> list[str]:
+    return ["data", "build", "scores", str(p.pairs), "-o", "scored.jsonl", "--add", "reward_scores=a:b"]
+
+
+@bad("NAME=WHAT")
+def column_without_what(p: Place) -> list[str]:
+    return ["data", "build", "scores", str(p.pairs), "-o", "scored.jsonl", "--add", "reward_score"]
 
 
 # files

@@ -68,7 +68,10 @@ class Ledger:
         """Raises PrefoptError with the numbers of the rows that cannot be read."""
         if not self.unreadable_count:
             return
-        lines = [f"  {file} row {row}: {why}" for file, row, why in self.unreadable]
+        lines, before = [], ""
+        for file, row, why in self.unreadable:
+            lines.append(f"  {file} row {row}: {why if why != before or len(why) < 80 else 'the same'}")
+            before = why
         more = self.unreadable_count - len(lines)
         if more:
             lines.append(f"  and {more} more")
