@@ -200,7 +200,7 @@ def resolution_that_does_not_divide(p: Place) -> list[str]:
     return p.train("denoising.resolution=31", model=p.fixture("image_model"), data=p.fixture("image_pairs"))
 
 
-@bad("bt-reward", "diffusion", "scores:reward")
+@bad("bt-reward", "diffusion", "reward head")
 def text_method_on_images(p: Place) -> list[str]:
     return p.train(method="bt-reward", model=p.fixture("image_model"), data=p.fixture("image_pairs"))
 
