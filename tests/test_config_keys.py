@@ -26,6 +26,7 @@ from prefopt.config import (
     make,
 )
 from prefopt.data.config import DataConfig
+from prefopt.data.grading import Grading
 from prefopt.data.prepare import prepare_text
 from prefopt.models.text import load_text_model, load_tokenizer
 from prefopt.training.effect import refuse_without_effect
@@ -125,6 +126,7 @@ CHAT = {
 LIST = {"prompt": "which?", "responses": ["first", "second", "third one"], "scores": [0.2, 0.9, 0.5]}
 FOUR = {"prompt": "which?", "responses": ["first", "second", "third one", "fourth"], "scores": [4, 3, 2, 1]}
 SEVERAL = LIST | {"scores": {"kind": [1, 2, 3], "brief": [3, 2, 1]}}
+SCORED = {"prompt": "which?", "responses": ["a\nb", "c\nb", "d"], "scores": [20, 90, 50]}
 WEIGHED = [PAIR | {"prompt": f"{i} {WORDS}", "weight": 1 + i} for i in range(20)]
 DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> (value, what stays, rows)
     "eval_fraction": (0.3, {}, WEIGHED),
@@ -140,11 +142,23 @@ DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> 
     "objective": ("brief", {"pairing": "best_worst"}, [SEVERAL] * 4),
     "soft_labels": ("logistic", {"pairing": "best_worst", "use": ["label_probability"]}, [LIST] * 4),
     "use": (["weight"], {}, WEIGHED),
+    "list_labels": ("rank", {}, [SCORED] * 4),
+    "score_range": ([-100, 300], {}, [SCORED] * 4),
+    "best_first": ("error", {}, [SCORED] * 4),
+    "step_marker": ("^b", {}, [SCORED] * 4),
+    "stop_words": (str(Path(__file__)), {}, [PAIR | {"chosen": "pytest with zeal", "rejected": "prefopt of zest"}] * 4),
     "strings": ("chat", {}, [PAIR] * 4),
     "chat_template": ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", {}, [CHAT] * 4),
     "system": ("Be kind.", {}, [CHAT] * 4),
     "thinking": ("strip", {}, [CHAT] * 4),
 }
+
+
+DATA_NEEDS = {
+    "layout": [],
+    "stop_words": ["pairs", "graded"],
+    "step_marker": ["step_index"],
+} | dict.fromkeys(("list_labels", "score_range", "best_first"), ["value"])
 
 
 @table("data.max_dropped", *(f"data.{k}" for k in DATA))
@@ -153,23 +167,24 @@ def test_data(key: str, text_model: Path, tmp_path: Path) -> None:
     value, stays, rows = DATA[key]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    needs = [] if key == "layout" else ["pairs"]
+    needs = DATA_NEEDS.get(key, ["pairs"])
     plain, changed = (
         seen(DataConfig(path=str(path), **(stays | given)), text_model, needs) for given in ({}, {key: value})
     )
     assert plain != changed
-    assert not changed.startswith("refused")
+    assert changed.startswith("refused") == (key == "best_first")
 
 
 def seen(config: DataConfig, model: Path, needs: list[str]) -> str:
     """All that a model will see of the data, as one text."""
     try:
-        made = prepare_text(config, load_tokenizer(str(model)), needs=needs)
+        grading = Grading((0.0, 1.0)) if "graded" in needs else None
+        made = prepare_text(config, load_tokenizer(str(model)), needs=needs, grading=grading)
     except PrefoptError as e:
         return f"refused {e}"
     sets = [made.train, *([made.eval] if made.eval else [])]
     rows = [
-        [(x.prompt_ids, x.response_ids, x.response_mask, x.pairs, x.notes) for x in (s[i] for i in range(len(s)))]
+        [(x.prompt_ids, x.response_ids, x.response_mask, x.pairs, x.notes, x.graded_ids) for x in (s[i] for i in range(len(s)))]
         for s in sets
     ]
     return repr(rows)

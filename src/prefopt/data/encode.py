@@ -57,8 +57,8 @@ class Encoder:
     grading: which graded versions are made. common_steps: the responses of an example get equally many steps, later
     ones being merged into the last.
     counts: "seam merges" (responses that the tokenizer would have merged with what precedes them), "moved boundaries",
-    "truncated prompts", "truncated responses", "truncated on one side only", "plain strings", "templated", "graded versions", "responses without graded versions",
-    "answers of one step" (with common_steps).
+    "truncated prompts", "truncated responses", "truncated on one side only", "plain strings", "templated", "graded versions",
+    "responses without graded versions", "answers of one step" (with common_steps).
     """
 
     tokenizer: Any

@@ -36,7 +36,8 @@ def as_list(example: Example, config: DataConfig) -> Example:
     rated = [i for i, v in enumerate(values) if not math.isnan(v)]
     if len(rated) < 2:
         raise TeachesNothing(TOO_SHORT)
-    example, values = keep_responses(example, rated), [values[i] for i in rated]
+    values = [values[i] for i in rated]
+    example = keep_responses(example, rated)
     if max(values) == min(values):
         raise TeachesNothing(ALL_EQUAL)
     if values[0] < max(values):

@@ -209,8 +209,8 @@ def _rows(lines: Sequence[_Line]) -> Rows:
     path = torch.tensor([x.path for x in lines], dtype=torch.long)
     index = torch.from_numpy(mask.reshape(-1).nonzero()[0])
     lengths = tuple(len(x.ids) for x in lines)
-    places = map(torch.from_numpy, (at, own, target, mask))
-    return Rows(*places, index, last, path, lengths)
+    where = torch.from_numpy(at), torch.from_numpy(own), torch.from_numpy(target), torch.from_numpy(mask)
+    return Rows(*where, index, last, path, lengths)
 
 
 def content_key(prompt: Sequence[int], response: Sequence[int], mask: Sequence[int] | None) -> str:

@@ -33,8 +33,7 @@ def install(model: nn.Module) -> nn.Module:
     [R, 1]; hidden: [K, H] where the scored tokens are predicted; own: [R, T, H] at the scored tokens themselves; pooled:
     [R, H] at a row's last token or the mean over its scored ones; layers: [R, L, T, D] of every layer, and activations:
     [R, J, T] of every hook, where tokens are predicted, see `inside`). Called without `tree` the model behaves as before.
-    Wrappers and
-    adapters may be put around the model, or into it, before or after.
+    Wrappers and adapters may be put around the model, or into it, before or after.
     """
     inner = core(model)
     if "tree_packed" in vars(inner):

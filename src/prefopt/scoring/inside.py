@@ -43,7 +43,7 @@ def hooks(inner: Any, groups: Sequence[str]) -> list[Hook]:
     last = _child(backbone, ("norm", "ln_f", "norm_f", "final_layer_norm", "final_layernorm"))
     found = [Hook("resid", backbone.get_input_embeddings())]
     for layer in layers(inner):
-        mlp, attention = _child(layer, MLPS), _child(layer, ATTENTIONS)
+        mlp, attention = _child(layer, MLPS), _child(layer, (*ATTENTIONS, "self_attention"))
         found += [Hook("mlp", mlp)] if mlp is not None else []
         found += [Hook("attn", m) for m in (attention.children() if attention is not None else ()) if _projects(m)]
         norms = [m for m in layer.children() if "norm" in type(m).__name__.lower()]

@@ -31,9 +31,10 @@ def grading(needs: Mapping[str, Mapping[str, Any]]) -> Grading | None:
     spec = needs.get("features:graded_features")
     if spec is None:
         return None
-    how, levels = dict(spec.get("how", {})), int(spec["shape"].split()[1])
-    how.pop("pool", None)
-    return Grading(**({"ratios": tuple(k / (levels - 1) for k in range(levels))} | how))
+    how: dict[str, Any] = {k: v for k, v in spec.get("how", {}).items() if k != "pool"}
+    levels = int(spec["shape"].split()[1])
+    evenly: dict[str, Any] = {"ratios": tuple(k / (levels - 1) for k in range(levels))}
+    return Grading(**(evenly | how))
 
 
 def how_to_give(need: str, kind: str) -> str:

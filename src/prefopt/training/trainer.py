@@ -342,6 +342,8 @@ class _AfterStep(transformers.TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.method_states.advance(self.trainer._sum)
+        for p in self.trainer.method_modules.parameters():  # transformers clears the gradients of its model alone
+            p.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if (moving := self.trainer.task.moving) is not None:

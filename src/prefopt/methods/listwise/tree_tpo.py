@@ -44,15 +44,13 @@ def tree_tpo(
         e = into_segments(r.feature("hidden", "R T H").to(w), step, K) / length  # [R, K, H]
         first = same.int().argmax(1)
         w = (1 + cosine_similarity(e, e[first], dim=-1)) * has * has[first]
-    if step_reduce == "sum":
-        s = beta * (steps * w).sum()
-    else:
-        s = beta * (steps.each_mean() * w).sum(-1) / w.sum(-1).clamp(min=1e-12)
+    mean = (steps.each_mean() * w).sum(-1) / w.sum(-1).clamp(min=1e-12)
+    s = beta * ((steps * w).sum() if step_reduce == "sum" else mean)
     v = r.note("value", "R", within=(-1, 1) if list_loss == "lambda" else None)
     beats, nll = r.beats(v), -logsigmoid(s[:, None] - s)  # [R, R]
     if list_loss == "official_pairwise":
         n = same.sum(1, keepdim=True)
-        ties = (same & ~beats & ~beats.T) * math.log(2)
+        ties = (same & ~beats & ~beats.T).to(s) * math.log(2)
         ranking = over_groups(torch.where(beats, 2 * nll, ties) / (n * (n - 1)).clamp(min=1), r)
     else:
         lam = lambda_weight(v, r.rank(s)) if list_loss == "lambda" else 1.0

@@ -1,15 +1,17 @@
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from ...objectives.hyper import NonNegative, Positive
 from ...objectives.loss import Loss, compare, over_pairs
-from ...objectives.masks import GROUPS, LastMask, LayersMask, activation_mask
+from ...objectives.masks import LastMask, LayersMask, activation_mask
 from ...objectives.method import method, require
 from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry
 
 Hook = Literal["mlp", "attn", "resid", "logits", "uniform"]
+ALL: tuple[Hook, ...] = ("mlp", "attn", "resid", "logits")
 
 
 @method("sparsepo", paper="2410.05102", beta="masked log-ratios and sequential KL", tags=("token",), surveyed=True)
@@ -25,7 +27,7 @@ def sparsepo(
     mask_layers: Literal["all", "last"] = "all",
     mask_init: Literal["positive", "official"] = "positive",
     mask_weight_decay: NonNegative = 0.01,
-    hooks: tuple[Hook, ...] = GROUPS,
+    hooks: tuple[Hook, ...] = ALL,
 ) -> Loss:
     """SparsePO: TDPO1 with a mask on each token's log-ratio, m_u, and one on its KL(reference || policy), m_d.
 
@@ -49,16 +51,15 @@ def sparsepo(
             activations = r.feature("activations", "R J T", of=hooks)
             return activation_mask(activations, r.feature("activation_group", "J", dtype=int, of=hooks), ones, hooks)
         H = r.feature("reference_hidden", "R L T D", of=mask_layers)
-        last = mask_layers == "last"
-        make = lambda: LastMask(H.shape[3], mask_init) if last else LayersMask(H.shape[1], H.shape[3], mask_init)
-        return ones * r.module(name, make, weight_decay=mask_weight_decay)(H)
+        one = partial(LastMask, H.shape[3]) if mask_layers == "last" else partial(LayersMask, H.shape[1], H.shape[3])
+        return ones * r.module(name, lambda: one(start=mask_init), weight_decay=mask_weight_decay)(H)
 
-    one = mask_on_reward and mask_on_kl and variant != "spo-independent"
+    shared = mask_on_reward and mask_on_kl and variant != "spo-independent"
     m_u = mask("reward_mask") if mask_on_reward else ones
-    m_d = m_u if one else mask("kl_mask") if mask_on_kl else ones
+    m_d = m_u if shared else mask("kl_mask") if mask_on_kl else ones
     U, D = (rho * m_u).sum(), (kl * m_d).sum()
     w, l = (y.rows for y in r.pairs())
-    l1 = (l1_u * m_u.sum(-1) + l1_d * m_d.sum(-1)) / (2 if one else 1)  # one mask would be counted twice
+    l1 = (l1_u * m_u.sum(-1) + l1_d * m_d.sum(-1)) / (2 if shared else 1)  # one mask would be counted twice
     seen: dict[str, Any] = {}
     for side, y in (("chosen", w), ("rejected", l)):
         seen |= {f"seq_kl/{side}": kl.sum()[y], f"masked_kl/{side}": D[y]}
@@ -66,10 +67,7 @@ def sparsepo(
             zeros = 100 * (ones * (m == 0)).sum(-1) / ones.sum(-1)
             seen |= {f"sparsity_{name}/{side}": zeros[y], f"l1_{name}/{side}": m.sum(-1)[y]}
     dead = (m_u[w] + m_u[l] + m_d[w] + m_d[l]).sum(-1) == 0  # such a pair teaches nothing, not even its mask
-    return Loss(
-        preference=compare(beta * ((U[w] - U[l]) - (D[l] - D[w])), bradley_terry),
-        rewards=(beta * (U - D)[w], beta * (U - D)[l]),
-        metrics=seen,
-        health={"dead_masks": dead.to(U).mean()},
-        **({"l1": over_pairs(l1[w] + l1[l])} if l1_u or l1_d else {}),
-    )
+    terms = {"preference": compare(beta * ((U[w] - U[l]) - (D[l] - D[w])), bradley_terry)}
+    terms |= {"l1": over_pairs(l1[w] + l1[l])} if l1_u or l1_d else {}
+    told = {"metrics": seen, "health": {"dead_masks": dead.to(U).mean()}}
+    return Loss(rewards=(beta * (U - D)[w], beta * (U - D)[l]), **told, **terms)

@@ -42,9 +42,9 @@ def self_spo(
     f = r.feature("graded_features", f"R {levels} D", grad=True, pool=feature, degrade=degrade, ratios=cut, sides=sides)
     valid = r.note("graded_valid", f"R {levels}", dtype=int, below=2).to(f)
     if sides != "both":
-        good, bad = r.sides()
-        asked = torch.zeros_like(valid[:, 0]).index_fill(0, (good if sides == "chosen" else bad).rows, 1.0)
-        valid = valid * asked[:, None]
+        rows = r.sides()[sides == "rejected"].rows
+        assert rows is not None
+        valid = valid * torch.zeros_like(valid[:, :1]).index_fill(0, rows, 1.0)
 
     def make() -> nn.Module:
         head = nn.Linear(f.shape[-1], levels)
