@@ -8,6 +8,7 @@ from typing import Any
 from . import methods as package
 from . import recipes
 from .errors import PrefoptError
+from .objectives.compose import takes
 from .objectives.hyper import describe
 from .objectives.method import METHODS, Family, Method, family
 from .objectives.taxonomy import Leaves, check_tags, matches, modality_of, needs_of, place, resolve
@@ -25,7 +26,7 @@ def methods(name: str | None = None, tags: Sequence[str] = ()) -> list[dict[str,
     for shared in sorted(known.keys() & METHODS.keys()):
         raise PrefoptError(f"'{shared}' is the name of a method ({METHODS[shared].module}) and of a recipe")
     if name is not None:
-        return [_recipe(name)] if name in known else [_method(family(name))]
+        return [_recipe(name)] if name in known else [_method(family(name)) | {"parts": takes(family(name)())}]
     found = [_method(METHODS[n]) for n in sorted(METHODS)] + [_recipe(n) for n in sorted(known)]
     return [m for m in found if matches(m["place"], tags)]
 

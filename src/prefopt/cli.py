@@ -150,6 +150,8 @@ def _print_method(m: dict[str, Any]) -> None:
     for h in m["hyperparameters"]:
         table.add_row(h["name"], str(h["default"]), h["values"])
     out.print(table)
+    for kind, why in m.get("parts", {}).items():
+        out.print(f"takes {kind}" if not why else f"no {kind}: {why}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command(name="papers")

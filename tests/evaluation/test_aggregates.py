@@ -15,7 +15,13 @@ from prefopt.evaluation.estimate import (
     wilson_interval,
 )
 from prefopt.evaluation.frontier import area, envelope, reward_at
-from prefopt.evaluation.preference import accuracy, calibration_error, expected_calibration_error, margin
+from prefopt.evaluation.preference import (
+    accuracy,
+    calibration_error,
+    expected_calibration_error,
+    likelihood_calibration_error,
+    margin,
+)
 from prefopt.evaluation.winrate import NO_JUDGMENT, win_rate
 
 
@@ -186,3 +192,14 @@ def test_frontier():
             reward_at(points, kl)
     with pytest.raises(PrefoptError, match="extrapolated"):
         reward_at([], 1.0)
+
+
+def test_the_calibration_of_likelihoods_by_bins_left_closed_and_ties_wrong():
+    """Bins: 0.05 right; 0.12 and 0.15 (a tie: wrong) together; 1.0 right in the last."""
+    better = np.log([0.05, 0.12, 0.15, 1.0])
+    worse = np.log([0.01, 0.01, 0.15, 0.5])
+    want = (abs(1 - 0.05) + abs((1 - 0.12) + (0 - 0.15)) + abs(1 - 1.0)) / 4
+    assert likelihood_calibration_error(better, worse) == pytest.approx(want)
+    for wrong in ([0.1], [np.nan], []):
+        with pytest.raises(PrefoptError, match="at most 0"):
+            likelihood_calibration_error(wrong, wrong)

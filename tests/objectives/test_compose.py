@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefopt import Method, PrefoptError, Responses, annotated, get_method, swap
 from prefopt.methods import load_all
-from prefopt.objectives.compose import joined
+from prefopt.objectives.compose import joined, takes
 from prefopt.objectives.method import METHODS, family
 from prefopt.objectives.shape import KINDS, own
 from prefopt.objectives.words import hinge
@@ -195,10 +195,18 @@ def test_what_has_no_meaning_is_refused_with_the_reason(name, given, says):
         get_method(name, **given)
 
 
+def test_a_method_says_which_parts_it_takes():
+    assert takes(get_method("dpo")) == {"link": "", "length": "", "token_weight": "", "compare": ""}
+    kto = takes(get_method("kto"))
+    assert [k for k, why in kto.items() if not why] == ["link", "length", "token_weight"]
+    assert "no comparison to change" in kto["compare"]
+    assert all("wraps another method" in why for why in takes(get_method("lcpo")).values())
+
+
 # ---- every registered method: a part reaches all of its reward, or is refused
 
 
-def takes(kind: str) -> dict[str, Method]:
+def takers(kind: str) -> dict[str, Method]:
     """The registered methods that take a part of this kind, bare."""
     some = {"link": "jsd", "length": LD, "token_weight": DECAY}[kind]
     found = {}
@@ -228,7 +236,7 @@ def rewarding(m: Method, made: Made) -> dict[str, Tensor]:
     return {k: t.values for k, t in loss.terms.items() if t.over in ("pairs", "responses", "groups")}
 
 
-REACHED = [(kind, name, m) for kind in ("link", "length", "token_weight") for name, m in takes(kind).items()]
+REACHED = [(kind, name, m) for kind in ("link", "length", "token_weight") for name, m in takers(kind).items()]
 
 
 @pytest.mark.parametrize(("kind", "m"), [(k, m) for k, _, m in REACHED], ids=[f"{k}-{n}" for k, n, _ in REACHED])

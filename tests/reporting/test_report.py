@@ -247,3 +247,13 @@ def test_what_a_method_learnt_is_shown_by_name_lowest_first(tmp_path):
     assert "bob" in page
     assert "0.610" in page
     assert "examples.jsonl" in page
+
+
+def test_what_a_method_counts_as_a_worry_is_a_finding_unless_it_is_zero(tmp_path):
+    rows = [
+        {"step": i, "loss": 1.0 - i / 10, "health/infinite_odds": float(i > 2), "health/clamped": 0.0} for i in range(5)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    page = write_report(tmp_path).read_text()
+    assert "infinite odds: not zero from step 3 on" in page
+    assert "clamped" not in page

@@ -68,6 +68,22 @@ def expected_calibration_error(confidence: Array, correct: Array, *, bins: int =
     return float(np.abs(gaps).sum() / len(conf))
 
 
+def likelihood_calibration_error(mean_better: Array, mean_worse: Array, *, bins: int = 10) -> float:
+    """ECE of a language model's own confidence, as in f-DPO's code (2309.16240).
+
+    `mean_better`, `mean_worse` [P]: log-probability of each response divided by its tokens. The confidence is that of
+    the preferred response, exp of it; it counts as right where it is the higher of the two, a tie as wrong. Bins are
+    left-closed, [k/M, (k+1)/M), the last one closed.
+    """
+    margins, _ = _margins(mean_better, mean_worse)
+    conf = np.exp(np.asarray(mean_better, dtype=np.float64).reshape(-1))
+    if len(margins) != len(conf) or not len(conf) or (conf > 1).any():
+        raise PrefoptError("average log-probabilities must be finite, at most 0, and of at least one pair")
+    index = np.minimum((conf * bins).astype(int), bins - 1)
+    gaps = np.bincount(index, weights=(margins > 0) - conf, minlength=bins)
+    return float(np.abs(gaps).sum() / len(conf))
+
+
 def _margins(better: Array, worse: Array) -> tuple[np.ndarray, dict[str, int]]:
     a, b = np.asarray(better, dtype=np.float64).reshape(-1), np.asarray(worse, dtype=np.float64).reshape(-1)
     if len(a) != len(b):

@@ -91,6 +91,28 @@ def _by_position(key: str, spec: Mapping[str, Any]) -> bool:
     return kind in ("modules", "features") or (kind == "notes" and "T" in str(spec.get("shape", "")).split())
 
 
+TRIED: Mapping[str, tuple[Any, ...]] = {
+    "link": ("jsd",),
+    "length": ("mean", "sum"),
+    "token_weight": ({"name": "decay", "gamma": 0.9},),
+    "compare": ("hinge", "sigmoid"),
+}
+
+
+def takes(base: Method) -> dict[str, str]:
+    """Kind of part -> "" where `base` takes such a part, else why it does not."""
+    found = {}
+    for kind, some in TRIED.items():
+        reasons = []
+        for given in some:
+            try:
+                compose(base, {kind: given})
+            except PrefoptError as e:
+                reasons.append(str(e))
+        found[kind] = reasons[0] if len(reasons) == len(some) else ""
+    return found
+
+
 ANNOTATIONS = ("weight", "margin", "label_probability")
 
 

@@ -27,7 +27,20 @@ def findings(run: Run) -> list[Finding]:
     """All findings, in the order of the training, the evaluation, the method's own and the record's."""
     reported = run.record.get("health") or []
     texts = reported.values() if isinstance(reported, dict) else reported
-    return [*_training(run), *_evaluation(run.evaluation), *(Finding("The method reports", str(t)) for t in texts)]
+    own = [*(str(t) for t in texts), *_counted(run)]
+    return [*_training(run), *_evaluation(run.evaluation), *(Finding("The method reports", t) for t in own)]
+
+
+def _counted(run: Run) -> Iterator[str]:
+    """What the method counts as a reason to worry (`Loss.health`) and was not zero, in the log lines of training."""
+    for key in sorted({k for row in run.metrics for k in row if k.startswith("health/")}):
+        steps, values = points(run.metrics, key)
+        if len(values) and values.max() > 0:
+            name, first = key.removeprefix("health/").replace("_", " "), steps[values > 0][0]
+            yield (
+                f"{name}: not zero from step {first:g} on, {values[-1]:.3g} in a micro-batch at the end "
+                f"({values.max():.3g} at most)."
+            )
 
 
 def _training(run: Run) -> Iterator[Finding]:

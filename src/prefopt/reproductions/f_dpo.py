@@ -17,7 +17,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "reverse-0.1": {"name": "f-dpo", "beta": 0.1},
     "reverse-0.3": {"name": "f-dpo", "beta": 0.3},
     "jsd-0.1": {"name": "f-dpo", "beta": 0.1, "divergence": "jsd"},
-    "jsd-0.3": {"name": "f-dpo", "beta": 0.3, "divergence": "jsd"},
     "alpha5-0.1": {"name": "f-dpo", "beta": 0.1, "divergence": "alpha_divergence", "alpha": 0.5},
     "alpha7-0.03": {"name": "f-dpo", "beta": 0.03, "divergence": "alpha_divergence", "alpha": 0.7},
     "forward-0.003": {"name": "f-dpo", "beta": 0.003, "divergence": "forward_kl"},
