@@ -124,7 +124,7 @@ def pictures(dpo=0.8, sft=0.7, win=0.75, shuffled=0.5, accuracy=0.75):
         ([pictures(), pictures(sft=0.78)], [1]),
         ([pictures(shuffled=0.4), pictures(shuffled=0.6)], []),
         ([pictures(shuffled=0.6), pictures(shuffled=0.6)], [2]),
-        ([pictures(shuffled=0.4), pictures(shuffled=0.4)], [2]),
+        ([pictures(shuffled=0.4), pictures(shuffled=0.4)], []),
         ([pictures(accuracy=0.68), pictures(accuracy=0.73)], []),
         ([pictures(accuracy=0.68), pictures(accuracy=0.69)], [3]),
     ],
