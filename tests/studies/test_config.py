@@ -48,12 +48,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+def examine(given: dict[str, Any]) -> list[str]:
+    study = make_study(given)
+    return check(study, plan(study))
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_studies(case: str, tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
     changes, words = BAD[case]
+    given = content(tmp_path, text_model, pairs_file, **changes)
     with pytest.raises(PrefoptError) as raised:
-        study = make_study(content(tmp_path, text_model, pairs_file, **changes))
-        check(study, plan(study))
+        examine(given)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
@@ -89,7 +94,10 @@ def test_runs_are_named_by_what_they_depend_on(tmp_path: Path, text_model: Path,
 def test_other_starts_and_sizes_take_the_central_setting(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
     def runs(**changes: Any) -> list[tuple[Any, ...]]:
         given = content(tmp_path, text_model, pairs_file, sizes=["all", 4, 8], **changes)
-        given["starts"] = {"sft": given.pop("model"), "base": {"path": str(text_model), "dtype": "float32", "revision": "x"}}
+        given["starts"] = {
+            "sft": given.pop("model"),
+            "base": {"path": str(text_model), "dtype": "float32", "revision": "x"},
+        }
         return [(r.label, r.point.get("beta"), r.start, r.size) for r in plan(make_study(given))]
 
     found = runs()
@@ -110,7 +118,9 @@ def test_keys_go_where_they_belong(tmp_path: Path, text_model: Path, pairs_file:
 
 
 def test_overrides() -> None:
-    found = laid_over({"data": "a", "jobs": 1}, ["jobs=2", "seeds=[1, 2]", "train.max_steps=3", "methods.dpo.grid.beta=[1]"])
+    found = laid_over(
+        {"data": "a", "jobs": 1}, ["jobs=2", "seeds=[1, 2]", "train.max_steps=3", "methods.dpo.grid.beta=[1]"]
+    )
     assert found["jobs"] == 2 and found["seeds"] == [1, 2] and found["train"] == {"max_steps": 3}
     assert found["methods"] == {"dpo": {"grid": {"beta": [1]}}}
     with pytest.raises(PrefoptError, match="names no section"):

@@ -77,6 +77,15 @@ def draw_figure(
     return Markup(_inline(buffer.getvalue(), name, title))  # noqa: S704  (drawn here; the title is escaped)
 
 
+def standalone(svg: Markup, style: str) -> str:
+    """An inline figure as a file of its own: in the light colours of the page's style sheet, on its paper."""
+    colours = dict(re.findall(r"--([\w-]+):\s*(#[0-9a-fA-F]+)", style.split("}")[0]))
+    text = re.sub(r"var\(--([\w-]+)\)", lambda found: colours[found[1]], str(svg))
+    look = f"background: {colours['paper']}; font-family: system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return text.replace("<svg ", f'<svg {spaces} style="{look}" ', 1)
+
+
 def _inline(text: str, name: str, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

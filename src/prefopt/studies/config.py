@@ -59,9 +59,7 @@ class StudyConfig(Section):
     starts: dict[str, str | dict[str, Any]] = Field(
         default_factory=dict, description="label -> start model (a path, or keys of `model`); the first is the main one"
     )
-    sizes: list[int | None] = Field(
-        [None], description="rows of data, the first ones of the file; all: every row"
-    )
+    sizes: list[int | None] = Field([None], description="rows of data, the first ones of the file; all: every row")
     seeds: list[int] = Field(default_factory=lambda: [0])
     cross: Literal["central", "full"] = Field(
         "central",

@@ -17,6 +17,7 @@ from ..reporting.svg import COLOURS, draw, draw_figure
 from . import summary
 from .plan import short
 from .table import Table
+from .window import Window, marker
 
 SERIES = 8  # methods that get a colour of their own; the others are grey
 WIDE = 12.0  # inches: across the page
@@ -37,6 +38,13 @@ class Painter:
         self.order = sorted(self.methods, key=lambda m: -self.methods[m]["best"])
         self.colours = {m: f"s{i + 1}" if i < SERIES else OTHER for i, m in enumerate(self.order)}
         self.start: dict[str, Any] = table.starts.get(table.main[0], {})
+        own: Any = self.start.get(table.score)
+        self.scores = Window.of([r["score"] for r in self.rows], [own] if _known(own) else [])
+
+    def window(self, x: str) -> Window:
+        """What is shown of one of the runs' numbers."""
+        own: Any = 0.0 if x == "kl" else self.start.get(x)
+        return Window.of([r[x] for r in self.rows if _known(r.get(x))], [own] if _known(own) else [])
 
     def of(self, label: str) -> list[Row]:
         return [row for row in self.rows if row["label"] == label]
@@ -58,8 +66,7 @@ class Painter:
             for method in reversed(self.order):
                 self._cloud(axes, method, x)
                 if envelope and self.colours[method] != OTHER:
-                    line = summary.frontier(self.of(method))
-                    axes.plot(*zip(*line, strict=True), color=self.colour(method), linewidth=1.6, alpha=0.8, zorder=2)
+                    self._line(axes, method, self.colour(method), 1.6)
             self._start(axes, x)
             axes.set_xlabel(label)
             axes.set_ylabel(self.score)
@@ -68,14 +75,20 @@ class Painter:
         return draw(name, paint, title=title, width=WIDE, height=4.6)
 
     def _cloud(self, axes: Axes, method: str, x: str, colour: str | None = None, size: float = 5.5) -> None:
-        tint = colour or self.colour(method)
-        points = [
-            (r[x], r["score"], r["central"]) for r in self.of(method) if r["status"] == "finished" and _known(r.get(x))
-        ]
-        for central in (False, True):
-            xs, ys = [p[0] for p in points if p[2] == central], [p[1] for p in points if p[2] == central]
-            axes.plot(xs, ys, "o", color=tint, markersize=size, markeredgecolor=COLOURS["paper"], markeredgewidth=0.7,
-                      alpha=0.95, zorder=3)  # fmt: skip
+        across = self.window(x)
+        for r in sorted(self.of(method), key=lambda r: r["central"]):
+            if r["status"] == "finished" and _known(r.get(x)):
+                mark = marker(across.side(r[x]), self.scores.side(r["score"]))
+                axes.plot(across.clip(r[x]), self.scores.clip(r["score"]), mark, color=colour or self.colour(method),
+                          markersize=size, markeredgecolor=COLOURS["paper"], markeredgewidth=0.7, zorder=3)  # fmt: skip
+
+    def _line(self, axes: Axes, method: str, colour: str, width: float) -> None:
+        """The frontier of a method, where it has one inside what is shown."""
+        across = self.window("kl")
+        line = [(kl, score) for kl, score in summary.frontier(self.of(method)) if not across.side(kl)]
+        line = [(kl, score) for kl, score in line if not self.scores.side(score)]
+        if line:
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=width, alpha=0.8, zorder=2)
 
     def _start(self, axes: Axes, x: str, marker: float = 7) -> None:
         score: Any = self.start.get(self.table.score)
@@ -107,14 +120,14 @@ class Painter:
         """Each method's runs before the grey cloud of all."""
         if len(self.order) < 2 or not any(_known(r.get("kl")) for r in self.rows):
             return None
-        everything = [(r["kl"], r["score"]) for r in self.rows if r["status"] == "finished"]
+        across = self.window("kl")
+        ended = [r for r in self.rows if r["status"] == "finished"]
+        everything = [(across.clip(r["kl"]), self.scores.clip(r["score"])) for r in ended]
 
         def paint(axes: Axes, method: str) -> None:
             axes.plot(*zip(*everything, strict=True), "o", color=COLOURS["line"], markersize=3, zorder=1)
-            line = summary.frontier(self.of(method))
             tint = self.colour(method) if self.colours[method] != OTHER else COLOURS["after"]
-            if line:
-                axes.plot(*zip(*line, strict=True), color=tint, linewidth=1.3, zorder=2)
+            self._line(axes, method, tint, 1.3)
             self._cloud(axes, method, "kl", tint, 5)
             self._start(axes, "kl", 4)
             _heading(axes, method)
@@ -127,16 +140,13 @@ class Painter:
 
         def paint(axes: Axes) -> None:
             for y, method in enumerate(order):
-                scores = np.array([r["score"] for r in self.of(method)])
+                scores = np.array([self.scores.clip(r["score"]) for r in self.of(method)])
                 low, middle, high = np.percentile(scores, [25, 50, 75])
                 axes.plot([scores.min(), scores.max()], [y, y], color=COLOURS["line"], linewidth=1.4, zorder=1)
                 axes.plot([low, high], [y, y], color=self.colour(method), linewidth=7, alpha=0.28, zorder=2)
                 axes.plot(middle, y, "|", color=COLOURS["ink"], markersize=14, markeredgewidth=2, zorder=4)
                 for row in self.of(method):
-                    ended = row["status"] == "finished"
-                    axes.plot(row["score"], y, "o" if ended else "x", color=self.colour(method) if ended else COLOURS["worse"],
-                              markersize=5 if ended else 7, markeredgewidth=0.6 if ended else 2,
-                              markeredgecolor=COLOURS["paper"] if ended else COLOURS["worse"], zorder=3)  # fmt: skip
+                    self._run(axes, row, y)
             if _known(self.start.get(self.table.score)):
                 axes.axvline(
                     self.start[self.table.score], color=COLOURS["muted"], linewidth=0.9, dashes=(3, 3), zorder=0
@@ -152,6 +162,15 @@ class Painter:
             "spread", paint, title=f"{self.score} of all runs by method", width=WIDE, height=0.8 + 0.27 * len(order)
         )
 
+    def _run(self, axes: Axes, row: Row, y: float) -> None:
+        x = self.scores.clip(row["score"])
+        if row["status"] == "finished":
+            mark = marker(self.scores.side(row["score"]), 0)
+            axes.plot(x, y, mark, color=self.colour(row["label"]), markersize=5 if mark == "o" else 7,
+                      markeredgewidth=0.6, markeredgecolor=COLOURS["paper"], zorder=3)  # fmt: skip
+        else:
+            axes.plot(x, y, "x", color=COLOURS["worse"], markersize=7, markeredgewidth=2, zorder=3)
+
     def percentiles(self) -> Markup | None:
         """Score of the run at each percentile of a method's grid."""
         if max(self.methods[m]["runs"] for m in self.order) < 3:
@@ -161,7 +180,8 @@ class Painter:
         def paint(axes: Axes) -> None:
             for method in reversed(self.order):
                 other = self.colours[method] == OTHER
-                axes.plot(places, self.methods[method]["curve"], color=self.colour(method), alpha=0.35 if other else 1,
+                curve = [self.scores.clip(score) for score in self.methods[method]["curve"]]
+                axes.plot(places, curve, color=self.colour(method), alpha=0.35 if other else 1,
                           linewidth=1.1 if other else 1.9)  # fmt: skip
             axes.set_xlabel("percentile of the method's runs")
             axes.set_ylabel(self.score)
@@ -186,11 +206,14 @@ class Painter:
             log = numeric and min(v["value"] for v in values) > 0
             place = {repr(v["value"]): v["value"] if log else i for i, v in enumerate(values)}
             tint = self.colour(method) if self.colours[method] != OTHER else COLOURS["after"]
-            runs = [(place[repr(r["point"][key])], r["score"]) for r in self.of(method) if key in r["point"]]
+            runs = [
+                (place[repr(r["point"][key])], self.scores.clip(r["score"]))
+                for r in self.of(method)
+                if key in r["point"]
+            ]
             axes.plot(*zip(*runs, strict=True), "o", color=tint, markersize=3.5, alpha=0.4, markeredgewidth=0)
-            axes.plot(
-                [place[repr(v["value"])] for v in values], [v["mean"] for v in values], "-o", color=tint, markersize=4.5
-            )
+            means = [(place[repr(v["value"])], self.scores.clip(v["mean"])) for v in values]
+            axes.plot(*zip(*means, strict=True), "-o", color=tint, markersize=4.5)
             if log:
                 axes.set_xscale("log")
             axes.set_xticks([place[repr(v["value"])] for v in values], [short(v["value"])[:14] for v in values])
@@ -274,7 +297,7 @@ def study_figures(table: Table, found: Mapping[str, Any]) -> dict[str, list[Figu
         "frontier": [
             (f"{word.capitalize()} against KL",
              "Every run, and each method's frontier: what no other of its runs beats with as little KL. The square is the "
-             "start model. Good: high, and to the left.",
+             "start model. Good: high, and to the left. Triangles at an edge are runs that lie far beyond it.",
              p.against("kl", "frontier", f"{word} against KL", kl, True), p.legend),
             ("Method by method",
              "The same, one panel a method, before all runs in grey; all panels have the same axes.", p.frontiers(), ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import PrefoptError
 from ..files import write_atomically
 from ..reporting.health import Finding
 from ..reporting.sections import Tile, number, signed
+from ..reporting.svg import standalone
 from .figures import study_figures
 from .plan import short
 from .table import Table
@@ -21,23 +23,31 @@ SHOWN_FAILURES = 6
 
 
 def write_study_report(table: Table, path: Path) -> Path:
-    """Writes the page and returns its path. PrefoptError if no run has ended yet."""
+    """Writes the page, and its figures as files of their own beside it; returns the page's path. PrefoptError if no run
+    has ended yet."""
     if not table.rows:
         raise PrefoptError(f"{path.parent}: no run of the study has ended yet, there is nothing to report")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render(table))
+    page, style = context(table), _environment().get_template("style.css").render()
+    write_atomically(path, _environment().get_template("study.html.j2").render(style=style, **page))
+    drawn = path.parent / "figures"
+    drawn.mkdir(exist_ok=True)
+    for figure in (figure for figures in page["figures"].values() for figure in figures):
+        write_atomically(drawn / f"{_file_name(figure.title)}.svg", standalone(figure.svg, style))
     return path
 
 
-def render(table: Table) -> str:
-    """The page as HTML text."""
+def _file_name(title: str) -> str:
+    return "-".join(re.findall(r"[a-z]+", title.lower()))
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("prefopt.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"number": _or_dash(number), "signed": _or_dash(signed), "percent": _or_dash(_percent)}
-    style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
-    return environment.get_template("study.html.j2").render(style=style, **context(table))
+    return environment
 
 
 def context(table: Table) -> dict[str, Any]:
@@ -51,7 +61,7 @@ def context(table: Table) -> dict[str, Any]:
         "tiles": tiles(table, methods),
         "findings": findings(table),
         "figures": study_figures(table, found),
-        "ranking": ranking(methods),
+        "ranking": ranking(methods, table.starts.get(table.main[0], {}).get(table.score)),
         "reward": table.score == "reward",
         "score": "reward" if table.score == "reward" else "win rate",
         "percentiles": [f"{p:g}" for p in table.percentiles],
@@ -156,6 +166,13 @@ def findings(table: Table) -> list[Finding]:
         found.append(
             Finding("More failures", f"{len(lost) - SHOWN_FAILURES} further runs did not finish; the table names them.")
         )
+    start = table.starts.get(table.main[0], {}).get(table.score)
+    if table.rows and start is not None:
+        methods = table.summary()["methods"]
+        below = [m for m, line in methods.items() if line["best_point"]["score"] < start]
+        if below:
+            text = f"{', '.join(below)}: even the best setting tried here scores below the start model."
+            found.append(Finding("Worse than before", text))
     found += [Finding("Note", text[:1].upper() + text[1:] + ".") for text in table.warnings]
     models = {(row["start"], row.get("model")) for row in table.rows if row.get("model")}
     if len({start for start, _ in models}) < len(models):
@@ -167,25 +184,18 @@ def findings(table: Table) -> list[Finding]:
     return found
 
 
-def ranking(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One line a method, the best setting first."""
+def ranking(methods: Mapping[str, Any], start: float | None) -> list[dict[str, Any]]:
+    """One line a method, the best setting first; `share` of the best one's gain over the start, for its bar."""
     order = sorted(methods, key=lambda m: -methods[m]["best_point"]["score"])
     scores = [methods[m]["best_point"]["score"] for m in order]
-    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    low, high = min(scores, default=0.0) if start is None else start, max(scores, default=1.0)
     found = []
     for label in order:
-        method = methods[label]
-        point = method["best_point"]
-        share = 1.0 if high == low else 0.08 + 0.92 * (point["score"] - low) / (high - low)
-        found.append(
-            {
-                "label": label,
-                "setting": _setting(point["point"]),
-                "share": f"{100 * share:.0f}%",
-                **method,
-                "point": point,
-            }
-        )
+        point = methods[label]["best_point"]
+        share = max(0.0, (point["score"] - low) / (high - low)) if high > low else 0.0
+        error = point["score_se"] if point["seeds"] > 1 else point.get("reward_se")
+        line = {"label": label, "setting": _setting(point["point"]), "share": f"{100 * share:.0f}%", "error": error}
+        found.append({**methods[label], **line, "point": point})
     return found
 
 

@@ -21,7 +21,7 @@ from .check import check
 from .config import StudyConfig
 from .plan import PlannedRun, plan
 from .report import write_study_report
-from .table import Table, read_table, write_table
+from .table import Table, write_table
 from .work import Place, do_run, measure_start, tidy, write_result
 
 log = logging.getLogger("prefopt")
@@ -53,20 +53,32 @@ def run_study(study: StudyConfig, *, dry_run: bool = False, retry: bool = False,
     _beside_output(study)
     runs = plan(study)
     place = Place(study)
-    warnings = [] if only_report else check(study, runs)
+    if only_report:  # also while the study runs: what is written is written whole
+        if not (place.root / "study.yaml").exists():
+            raise PrefoptError(f"output {place.root} holds no study yet, there is nothing to report")
+        return _written(study, place, runs, [])
+    warnings = check(study, runs)
     if dry_run:
         return _outcome(place, runs, warnings)
     for warning in warnings:
         log.warning("%s", warning)
     with _claimed(study, place):
         try:
-            if not only_report:
-                _starts(study, place, runs)
-                _runs(study, place, runs, retry)
+            _starts(study, place, runs)
+            _runs(study, place, runs, retry)
         finally:
-            _write(study, place, runs, warnings)
-        table = read_table(place.root / "results.json")
-        return _outcome(place, runs, warnings, write_study_report(table, place.root / "report.html"))
+            write_table(_table(study, place, runs, warnings), place.root)
+        return _written(study, place, runs, warnings)
+
+
+def _table(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> Table:
+    return Table.of(study, runs, [place.result(run) for run in runs], place, warnings)
+
+
+def _written(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> Outcome:
+    table = _table(study, place, runs, warnings)
+    write_table(table, place.root)
+    return _outcome(place, runs, warnings, write_study_report(table, place.root / "report.html"))
 
 
 def _outcome(place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str], report: Path | None = None) -> Outcome:
@@ -122,10 +134,6 @@ def _tell(study: StudyConfig, run: PlannedRun, result: dict[str, Any], count: st
         said = f"{result.get('status')}: {result.get('error')}"
     rest = f"; about {left / 60:.0f} min left" if left > 30 else ""
     log.info("%s  %s: %s%s", count, run.title, said, rest)
-
-
-def _write(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> None:
-    write_table(Table.of(study, runs, [place.result(run) for run in runs], place, warnings), place.root)
 
 
 @contextlib.contextmanager
