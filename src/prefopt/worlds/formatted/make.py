@@ -59,7 +59,7 @@ def build(cache: Path | str | None = None, *, seed: int = 0, lists: int = 300, l
     base = folder_once(
         "formatted-model", version=VERSION, settings={"seed": seed}, cache=cache, make=lambda to: _make_model(to, seed)
     )
-    settings = {"seed": seed, "lists": lists, "longer": longer}
+    settings: dict[str, Any] = {"seed": seed, "lists": lists, "longer": longer}
     return build_once(
         "formatted", version=VERSION, settings=settings, cache=cache, make=lambda to: _make_world(to, base, **settings)
     )

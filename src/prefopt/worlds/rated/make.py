@@ -66,7 +66,7 @@ def build(cache: Path | str | None = None, *, seed: int = 0, lists: int = 300, n
     base = folder_once(
         "rated-model", version=VERSION, settings={"seed": seed}, cache=cache, make=lambda to: _make_model(to, seed)
     )
-    settings = {"seed": seed, "lists": lists, "noise": float(noise)}
+    settings: dict[str, Any] = {"seed": seed, "lists": lists, "noise": float(noise)}
     return build_once(
         "rated", version=VERSION, settings=settings, cache=cache, make=lambda to: _make_world(to, base, **settings)
     )
