@@ -158,7 +158,7 @@ DATA_NEEDS = {
     "layout": [],
     "stop_words": ["pairs", "graded"],
     "step_marker": ["step_index"],
-} | dict.fromkeys(("list_labels", "score_range", "best_first"), ["value"])
+} | {key: ["value"] for key in ("list_labels", "score_range", "best_first")}
 
 
 @table("data.max_dropped", *(f"data.{k}" for k in DATA))
@@ -184,7 +184,10 @@ def seen(config: DataConfig, model: Path, needs: list[str]) -> str:
         return f"refused {e}"
     sets = [made.train, *([made.eval] if made.eval else [])]
     rows = [
-        [(x.prompt_ids, x.response_ids, x.response_mask, x.pairs, x.notes, x.graded_ids) for x in (s[i] for i in range(len(s)))]
+        [
+            (x.prompt_ids, x.response_ids, x.response_mask, x.pairs, x.notes, x.graded_ids)
+            for x in (s[i] for i in range(len(s)))
+        ]
         for s in sets
     ]
     return repr(rows)

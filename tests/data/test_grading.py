@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_rake_against_its_definition() -> None:
         for p in found:
             assert all(" ".join(text[a:b].lower().split()) == p.text for a, b in p.spans)
             assert len(p.spans) == [" ".join(r) for r in runs].count(p.text)
-        for p, q in zip(found, found[1:], strict=False):
+        for p, q in pairwise(found):
             assert p.score > q.score or p.spans[0] < q.spans[0]
 
 
@@ -97,7 +98,9 @@ def test_versions_are_encoded_as_answers_to_the_same_prompt() -> None:
 
 def test_chat_answers_lose_their_last_turns_words() -> None:
     turns = [{"role": "assistant", "content": PAIR.responses[0]}]
-    chat = Example([{"role": "user", "content": "Tell me"}], (turns, [{"role": "assistant", "content": "Warm."}]), ((0, 1),))
+    chat = Example(
+        [{"role": "user", "content": "Tell me"}], (turns, [{"role": "assistant", "content": "Warm."}]), ((0, 1),)
+    )
     e = encoder(Grading((0.0, 1.0)), chat_template="plain")(chat)
     assert e.notes["graded_valid"] == [[1, 1], [1, 1]]
     assert grades(PAIR.responses[0], (0, 1))[1].text in tokenizer().decode(e.graded_ids[0][1])
@@ -131,7 +134,12 @@ def prepared(tmp_path: Path, rows: list[dict], needs: set[str], grading: Grading
 
 
 def test_columns_of_versions_are_taken_as_they_are(tmp_path: Path) -> None:
-    row = {"prompt": "p", "chosen": "a warm film", "rejected": "dull", "chosen_degraded": ["a warm film", "a film", "a"]}
+    row = {
+        "prompt": "p",
+        "chosen": "a warm film",
+        "rejected": "dull",
+        "chosen_degraded": ["a warm film", "a film", "a"],
+    }
     grading, needs = Grading((0.0, 0.5, 1.0)), {"pairs", "graded"}
     e = prepared(tmp_path, [row | {"rejected_degraded": ["dull", "", "dull"]}] * 2, needs, grading).train[0]
     assert e.notes["graded_valid"] == [[1, 1, 1], [0, 0, 0]]

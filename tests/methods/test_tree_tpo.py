@@ -24,7 +24,12 @@ def case(seed: int = 0) -> dict[str, Tensor]:
     made["policy_logps"].requires_grad_()
     made["hidden"] = torch.randn(R, T, H, generator=g, dtype=F64)
     made["hidden"][STEPS == 0] = torch.nan
-    return made | {"mask": (STEPS > 0).double(), "step_index": STEPS, "value": VALUE, "group": torch.tensor([0] * 3 + [1] * 2)}
+    return made | {
+        "mask": (STEPS > 0).double(),
+        "step_index": STEPS,
+        "value": VALUE,
+        "group": torch.tensor([0] * 3 + [1] * 2),
+    }
 
 
 def step_rewards(c: dict[str, Tensor], adaptive: bool, mean: bool, beta: float) -> list[Tensor]:

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.scoring.tiny_text import example, examples, make
 from torch import Tensor, nn
 
 from prefopt import PrefoptError
-from prefopt.models.text import add_adapter
 from prefopt.config import AdapterConfig
+from prefopt.models.text import add_adapter
 from prefopt.objectives.masks import GROUPS
 from prefopt.scoring.base import Draw
 from prefopt.scoring.entry import core, install
 from prefopt.scoring.inside import group_numbers
 from prefopt.scoring.reference import AdapterOffReference, FrozenReference, StoredReference
 from prefopt.scoring.text import TextScorer
+from tests.scoring.tiny_text import example, examples, make
 
 FAMILIES = ["llama", "gpt2", "qwen3", "gemma2", "gpt_neox", "phi3", "bloom", "gptj"]
 ASKED = {
@@ -34,7 +34,9 @@ ASKED = {
 def plain(model: nn.Module, e: SimpleNamespace, response: list[int]) -> tuple[Tensor, Tensor]:
     """Hidden states [L, n, D] of all layers and logits [n, V] of one answer alone behind its prompt."""
     ids = torch.tensor([e.prompt_ids + response])
-    out = type(core(model)).forward(core(model), input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+    out = type(core(model)).forward(
+        core(model), input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
+    )
     return torch.stack(out.hidden_states[1:])[:, 0], out.logits[0]
 
 
@@ -78,7 +80,8 @@ def test_activations_are_means_over_the_features_of_each_hook() -> None:
     layer = inner.model.layers[1]
     watched = {"mlp": layer.mlp, "attn": layer.self_attn.k_proj, "resid": layer.input_layernorm}
     handles = [
-        m.register_forward_hook(lambda _, args, out, k=k: heard.update({k: out[0].mean(-1)})) for k, m in watched.items()
+        m.register_forward_hook(lambda _, args, out, k=k: heard.update({k: out[0].mean(-1)}))
+        for k, m in watched.items()
     ]
     plain(inner, e, e.response_ids[0])
     for h in handles:

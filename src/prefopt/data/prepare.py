@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import ENUMERATED, Example
-from prefopt.data.messages import content
 from prefopt.data.grading import Grading
+from prefopt.data.messages import content
 from prefopt.data.readers import content_hash, total_bytes
 from prefopt.data.rule import Ledger, log, refuse_one_class
 from prefopt.data.side_notes import Agreement

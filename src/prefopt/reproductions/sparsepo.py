@@ -67,7 +67,9 @@ def sparsity(m: Mapping[str, float], mask: str) -> float:
 
 def share_of_frontier(m: Measurements, name: str) -> float:
     """A run's reward divided by TDPO1's at the same KL, between the start and the points of TDPO1 in a straight line."""
-    points = sorted([(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS])
+    points = sorted(
+        [(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS]
+    )
     return m[name]["reward"] / float(np.interp(m[name]["kl"], *zip(*points, strict=True)))
 
 
@@ -77,14 +79,21 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
 
     figure = Figure(figsize=(8.6, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    style = {"tdpo1": ("#8a8a8a", "s"), "mapo": ("#8a8a3a", "^"), "common": ("#c8553d", "o"), "independent": ("#1f6f8b", "o")}
+    style = {
+        "tdpo1": ("#8a8a8a", "s"),
+        "mapo": ("#8a8a3a", "^"),
+        "common": ("#c8553d", "o"),
+        "independent": ("#1f6f8b", "o"),
+    }
     for name in [n for n in RUNS if n != "ones"]:
         kind = name.split("-")[0]
         colour, marker = style[kind]
         x, y = ([m[name][k] for m in seeds] for k in ("kl", "reward"))
         left.plot(x, y, marker, color=colour, markersize=4, label=kind if name in (*style, "tdpo1-0.1") else None)
     for m in seeds:
-        ends = sorted([(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS])
+        ends = sorted(
+            [(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS]
+        )
         left.plot(*zip(*ends, strict=True), "-", color="#bbbbbb", linewidth=0.8, zorder=0)
     left.set_xlabel("KL to the start (nats)")
     left.set_ylabel("true reward")
