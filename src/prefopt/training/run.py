@@ -16,12 +16,13 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
-from ..config import TRAIN_DEFAULTS, RunConfig
+from ..config import RunConfig
 from ..errors import PrefoptError
 from ..methods import load_file
 from ..models.text import model_kind
 from ..objectives.compose import annotated
 from ..objectives.method import Method, family
+from ..train_keys import TRAIN_DEFAULTS
 from . import checkpoints
 from .effect import refuse_missing_sources, refuse_without_effect
 from .estimate import Estimate, estimate

@@ -22,6 +22,7 @@ from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..scoring.base import Batch, Scored
 from . import checkpoints
+from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation
 from .engine import Meter, Plan, States, made_up, measures, part, plan, responses
 from .names import learnt, to_log
 from .sampler import Drawn, StepLoader, StepSampler
@@ -56,10 +57,10 @@ class Trainer(transformers.Trainer):
             eval_dataset=task.eval,
             processing_class=task.processing_class,
             data_collator=dict,  # never called: the loaders collate
-            callbacks=[_AfterStep(self), _SaveAfterEvaluation(self), _MetricsFile()],
+            callbacks=[AfterStep(self), SaveAfterEvaluation(self), MetricsFile()],
         )
         if self.pop_callback(ProgressCallback):
-            self.add_callback(_Bar)
+            self.add_callback(Bar)
         self.loss_is_scaled_for_ga = True  # `part` divides by counts of the whole step
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -332,67 +333,6 @@ class Trainer(transformers.Trainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:  # a network of diffusers, with or without an adapter inside
             checkpoints.save_trainable(self.task.model, Path(output_dir or str(self.args.output_dir)), state_dict)
-
-
-class _AfterStep(transformers.TrainerCallback):
-    """Advances the method's state, and a reference that moves, once an optimiser step."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.method_states.advance(self.trainer._sum)
-        for p in self.trainer.method_modules.parameters():  # transformers clears the gradients of its model alone
-            p.grad = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if (moving := self.trainer.task.moving) is not None:
-            moving.after(state.global_step, self.trainer.task.model)
-
-
-class _SaveAfterEvaluation(transformers.TrainerCallback):
-    """At the end of an epoch that is evaluated, saves after that: else a kill in between would lose the evaluation."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.waiting = trainer, False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        per_epoch = -(-len(self.trainer.task.train) // self.trainer.examples_per_step)
-        last = state.global_step % per_epoch == 0 or state.global_step >= state.max_steps
-        if control.should_save and last and args.eval_strategy == "epoch":
-            control.should_save, self.waiting = False, True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.waiting:
-            control.should_save, self.waiting = True, False
-
-
-class _MetricsFile(transformers.TrainerCallback):
-    """metrics.jsonl in the run folder: one line a log, rewritten from the checkpoint when a run goes on."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            rows = "".join(json.dumps(row) + "\n" for row in state.log_history)
-            (Path(args.output_dir) / "metrics.jsonl").write_text(rows)
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            with (Path(args.output_dir) / "metrics.jsonl").open("a") as f:
-                f.write(json.dumps(state.log_history[-1]) + "\n")
-
-
-class _Bar(ProgressCallback):
-    """The progress bar, with the few numbers that one watches; all of them are in metrics.jsonl."""
-
-    SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_rewards/accuracies")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        shown = {k.removeprefix("rewards/"): float(logs[k]) for k in self.SHOWN if k in logs}
-        if state.is_world_process_zero and self.training_bar is not None and shown:
-            self.training_bar.write(
-                f"step {state.global_step}: "
-                + ", ".join(f"{k.replace('rewards/', '')} {v:.4f}" for k, v in shown.items())
-            )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""The verbs about data: `prefopt data check`, `show` and `build`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_common import Json, Overrides, data_config, out
+from .errors import PrefoptError
+
+data_app = typer.Typer(help="Look at preference data before a model does.", no_args_is_help=True)
+build_app = typer.Typer(help="Make data that a method needs of data that is there.", no_args_is_help=True)
+data_app.add_typer(build_app, name="build")
+
+
+@data_app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option("--method", help="also check what this method needs")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="its tokenizer finds overlong rows")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine every row without loading a model; exit code 2 if training on them would not be sound."""
+    from .data.validate import check_data
+    from .data.validate_view import render_report
+
+    found = check_data(data_config(path, overrides), needs=_data_needs(method), tokenizer=model)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        out.print(render_report(found))
+    if not found.sound:
+        raise typer.Exit(2)
+
+
+@data_app.command()
+def show(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    model: Annotated[str, typer.Option("--model", "-m", help="model folder, for its tokenizer and template")],
+    overrides: Overrides = None,
+    method: Annotated[str | None, typer.Option("--method", help="show the rows as this method reads them")] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="rows to show")] = 3,
+) -> None:
+    """Print what the model will see: tokens coloured by prompt, response and mask."""
+    from .data.show import legend, show_examples
+    from .models.text import load_tokenizer
+
+    out.print(legend())
+    data = data_config(path, overrides)
+    for shown in show_examples(data, load_tokenizer(model), n=number, needs=_data_needs(method)):
+        out.print(shown)
+
+
+@build_app.command()
+def scores(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    add: Annotated[
+        list[str],
+        typer.Option(help="NAME=WHAT, once for each number: reward_score=REWARD, margin_rewards=REWARD (or implicit:RUN), "
+                     "sources=MODEL, score=REWARD; a REWARD is a reward model's folder, module:function or file.py:function"),
+    ],
+    overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Add numbers about every response: of reward models, functions, implicit rewards, models with other tokenizers."""
+    from .annotation.build import build_scores
+
+    wanted: dict[str, list[str]] = {}
+    for item in add:
+        name, equals, what = item.partition("=")
+        if not equals:
+            raise PrefoptError(f"--add {item}: write NAME=WHAT, e.g. --add reward_score=path/to/reward-model")
+        wanted.setdefault(name, []).append(what)
+    record = build_scores(data_config(path, overrides), wanted, output)
+    for name, found in record["statistics"].items():
+        out.print(f"{name}: mean {found['mean']:.4g}, deviation {found['std']:.4g} over {found['numbers']} numbers")
+    out.print(f"{record['rows']} rows in {output}, made from what {output.name}.job says", soft_wrap=True)
+
+
+def _data_needs(method: str | None) -> set[str]:
+    if method is None:
+        return set()
+    from .objectives.method import get_method
+    from .training.needs import data_needs
+
+    return data_needs(get_method(method).needs())
