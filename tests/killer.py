@@ -32,8 +32,8 @@ CHANGES = {
 
 def main() -> None:
     import prefopt.cli
-    import prefopt.rollout.samples
     import prefopt.recipes.online_dpo
+    import prefopt.rollout.samples
     import prefopt.training.diffusion_task
     import prefopt.training.run
     import prefopt.training.text_task  # noqa: F401

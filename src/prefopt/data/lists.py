@@ -45,7 +45,7 @@ def as_list(example: Example, config: DataConfig) -> Example:
             raise Unreadable(
                 "its first answer is not the one with the highest score (data.best_first = sort sorts them)"
             )
-        by_score = sorted(range(len(values)), key=lambda i: -values[i])
+        by_score = sorted(range(len(values)), key=values.__getitem__, reverse=True)
         example, values = reordered(example, by_score), [values[i] for i in by_score]
     labels = _labels(
         values, config, ranked="score" not in example.notes and "rank" in example.notes, where=example.origin

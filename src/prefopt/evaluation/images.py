@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import PrefoptError
-from ..scoring.base import Draw
+from ..objectives.scores import Scores
+from ..scoring.base import Draw, only
 from ..scoring.denoising import DenoisingScorer
 from .estimate import Estimate, mean, paired_difference
 from .winrate import share
@@ -83,7 +84,8 @@ def implicit_accuracy(
         total: torch.Tensor | float = 0.0
         for epoch in range(draws):
             batch = scorer.collate([Draw(row, epoch) for row in rows]).to(device)
-            scores = scorer.score(model, batch, {"scores:policy": {}, "scores:reference": {}})["responses"]
+            scored = scorer.score(model, batch, {"scores:policy": {}, "scores:reference": {}})
+            scores = only(Scores, scored["responses"])
             ratio = (scores["policy"] - scores["reference"]).sum()
             pairs = batch.notes["pairs"]
             total = total + ratio[pairs[:, 0]] - ratio[pairs[:, 1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .bench import Bench
@@ -52,7 +53,7 @@ def go(bench: Bench) -> Measurements:
     for name, method in RUNS.items():
         numbers = run(bench, name, copying, world, method, **TRAIN)
         folder = bench.folder / "runs" / name
-        different = bench.once(f"{name}-distinct", lambda f=folder: distinct(f, copying, seed=bench.seed))
+        different = bench.once(f"{name}-distinct", partial(distinct, folder, copying, seed=bench.seed))
         found[name] = numbers | {"distinct": different}
     return found | {"start": start, "exact": bench.once("exact", lambda: exact(bench.seed))}
 

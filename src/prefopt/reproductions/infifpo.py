@@ -149,7 +149,8 @@ REPRODUCTION = Reproduction(
         "Log-linear policies over 60 prompts with 24 responses each and a linear true reward, four worlds for each seed. "
         "Three experts follow the reward on a third of the prompts each and are near uniform elsewhere. 40 or 200 pairs, "
         "20 % of the labels flipped (or none); DPO, average fusion and clipped max-margin fusion start from the same weak "
-        "policy and take 300 full-batch Adam steps, each with six betas, of which its best in each setting counts. Expected true reward over all prompts, exact. A fourth source with the rewards upside down tries the clipping."
+        "policy and take 300 full-batch Adam steps, each with six betas, of which its best in each setting counts. "
+        "Expected true reward over all prompts, exact. A fourth source with the rewards upside down tries the clipping."
     ),
     demands=(
         Demand("share of the noisy worlds in which InfiFPO has more reward than DPO", share_of_worlds, least=0.8),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def go(bench: Bench) -> Measurements:
     worlds = {start: copying.build(seed=bench.seed, copy=copy, **WORLD) for start, copy in STARTS.items()}
     found: dict[str, Any] = {}
     for start, world in worlds.items():
-        told = {"seed": bench.seed, "samples": SAMPLES}
-        found[start] = bench.once(f"start-{start}", lambda w=world, t=told: measure(w.model, copying, w, **t))
+        look = partial(measure, world.model, copying, world, seed=bench.seed, samples=SAMPLES)
+        found[start] = bench.once(f"start-{start}", look)
     grid = [(start, 0) for start in STARTS] + [("sft", size) for size in SIZES]
     for start, size in grid:
         for name, (method, batch) in METHODS.items():

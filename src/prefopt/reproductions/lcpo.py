@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +45,13 @@ def go(bench: Bench) -> Measurements:
     }
     for reliability in RELIABILITIES:
         name = f"linear-{reliability:g}"
-        found["linear"][f"{reliability:g}"] = bench.once(name, lambda r=reliability: linear(bench.seed, (r,), METHODS))
+        found["linear"][f"{reliability:g}"] = bench.once(name, partial(linear, bench.seed, (reliability,), METHODS))
     low = {"lcpo": METHODS["lcpo"] | {"eta_0": 0.75}}
     found["linear from 0.75"] = bench.once("linear-from", lambda: linear(bench.seed, (0.8,), low))
     two = {"lcpo": METHODS["lcpo"] | {"annotators": 2}}
     found["two annotators"] = bench.once("linear-two", lambda: linear(bench.seed, (0.95, 0.65), two))
     for noise in NOISES:
-        dials = {"temperature": 0.0, "ties": False, "pairs": 3000, "label_noise": noise}
+        dials: dict[str, Any] = {"temperature": 0.0, "ties": False, "pairs": 3000, "label_noise": noise}
         world = language.build(seed=bench.seed, **dials)
         found["language"][f"{noise:g}"] = {
             name: run(bench, f"{name}-{noise:g}", language, world, in_language(method), **TRAIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,7 @@ def run(bench: Bench) -> Measurements:
         found[name] |= {f"degree accuracy at {r['step']}": r["degree_accuracy"] for r in rows if r["step"] % HALF == 0}
     runs = bench.folder / "runs"
     for name in ("gamma-0", "gamma-0.1"):
-        found[f"{name} from dpo"] = bench.once(f"{name}-apart", lambda name=name: farthest(runs / name, runs / "dpo"))
+        found[f"{name} from dpo"] = bench.once(f"{name}-apart", partial(farthest, runs / name, runs / "dpo"))
     return found
 
 

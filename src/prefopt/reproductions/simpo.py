@@ -74,7 +74,7 @@ def agreement(folder: Path, world: World, method: Mapping[str, Any]) -> float:
     policy, tokenizer = load_model(folder)
     start, _ = load_model(world.model)
     said = [answers(prompt, sides) for prompt, sides in encode_pairs(tokenizer, copying, world.heldout)]
-    scored = {}
+    scored: dict[str, Any] = {}
     for who, model in (("policy_logps", policy), ("reference_logps", start)):
         pairs = [numbers["policy"] for numbers in token_numbers(model, said, progress=False)]
         rows = [torch.from_numpy(np.asarray(pair[side])) for side in (0, 1) for pair in pairs]
@@ -82,7 +82,9 @@ def agreement(folder: Path, world: World, method: Mapping[str, Any]) -> float:
     lengths = torch.tensor([len(e.response_ids[side]) for side in (0, 1) for e in said])
     mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).float()
     r = Responses.of(**scored, mask=mask, pairs="halves")
-    chosen, rejected = get_method(**method)(r).rewards
+    rewards = get_method(**method)(r).rewards
+    assert isinstance(rewards, tuple)
+    chosen, rejected = rewards
     average = (scored["policy_logps"] * mask).sum(1) / lengths
     better, worse = average.view(2, -1)
     return float(((chosen - rejected).sign() == (better - worse).sign()).float().mean())

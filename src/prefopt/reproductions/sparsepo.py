@@ -65,12 +65,16 @@ def sparsity(m: Mapping[str, float], mask: str) -> float:
     return (m[f"sparsity_{mask}/chosen"] + m[f"sparsity_{mask}/rejected"]) / 2
 
 
+def frontier(m: Measurements) -> tuple[list[float], list[float]]:
+    """(KL, reward) of the start and of TDPO1 with each beta, by KL."""
+    points = [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS]
+    points = sorted([(0.0, m["start"]["reward"]), *points])
+    return [kl for kl, _ in points], [reward for _, reward in points]
+
+
 def share_of_frontier(m: Measurements, name: str) -> float:
     """A run's reward divided by TDPO1's at the same KL, between the start and the points of TDPO1 in a straight line."""
-    points = sorted(
-        [(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS]
-    )
-    return m[name]["reward"] / float(np.interp(m[name]["kl"], *zip(*points, strict=True)))
+    return m[name]["reward"] / float(np.interp(m[name]["kl"], *frontier(m)))
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
@@ -91,19 +95,16 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         x, y = ([m[name][k] for m in seeds] for k in ("kl", "reward"))
         left.plot(x, y, marker, color=colour, markersize=4, label=kind if name in (*style, "tdpo1-0.1") else None)
     for m in seeds:
-        ends = sorted(
-            [(0.0, m["start"]["reward"])] + [(m[f"tdpo1-{b:g}"]["kl"], m[f"tdpo1-{b:g}"]["reward"]) for b in BETAS]
-        )
-        left.plot(*zip(*ends, strict=True), "-", color="#bbbbbb", linewidth=0.8, zorder=0)
+        left.plot(*frontier(m), "-", color="#bbbbbb", linewidth=0.8, zorder=0)
     left.set_xlabel("KL to the start (nats)")
     left.set_ylabel("true reward")
     left.legend(frameon=False, fontsize=8)
-    for x, name in enumerate(("independent", "independent-l1", "independent-deadly")):
+    for place, name in enumerate(("independent", "independent-l1", "independent-deadly")):
         for shift, mask, colour in ((-0.17, "u", "#c8553d"), (0.17, "d", "#1f6f8b")):
             values = [sparsity(m[name], mask) for m in seeds]
-            label = {"u": "mask on log-ratios", "d": "mask on KLs"}[mask] if x == 0 else None
-            right.bar(x + shift, np.mean(values), width=0.3, color=colour, alpha=0.75, label=label)
-            right.plot([x + shift] * len(values), values, "o", color="#222222", markersize=3)
+            label = {"u": "mask on log-ratios", "d": "mask on KLs"}[mask] if place == 0 else None
+            right.bar(place + shift, np.mean(values), width=0.3, color=colour, alpha=0.75, label=label)
+            right.plot([place + shift] * len(values), values, "o", color="#222222", markersize=3)
     right.set_xticks(range(3), ["L1 0", "L1 0.001", "L1 0.01"], fontsize=8)
     right.set_ylabel("zeros of the mask (%)")
     right.legend(frameon=False, fontsize=8)

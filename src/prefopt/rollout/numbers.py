@@ -10,8 +10,9 @@ import torch
 from tqdm.auto import tqdm
 
 from prefopt.data.encode import Encoded
+from prefopt.objectives.scores import Scores
 from prefopt.rollout.text import inference
-from prefopt.scoring.base import Draw, within
+from prefopt.scoring.base import Draw, only, within
 from prefopt.scoring.text import TextScorer, install
 
 Numbers = dict[str, list[np.ndarray]]
@@ -48,7 +49,7 @@ def token_numbers(
         for places in within([examples[i].tokens for i in order], tokens):
             part = [order[place] for place in places]
             batch = scorer.collate([Draw(examples[i]) for i in part]).to(device)
-            scored = scorer.score(model, batch, needs)["responses"]
+            scored = only(Scores, scorer.score(model, batch, needs)["responses"])
             for name in names:
                 values, mask = scored[name].values.float().cpu().numpy(), scored[name].count.cpu().numpy() > 0
                 rows = iter([v[m] for v, m in zip(values, mask, strict=True)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..objectives.scores import Scores
+
+Kind = TypeVar("Kind")
 
 Needs = Mapping[str, Mapping[str, Any]]  # Method.needs(): "kind:name" -> how it is asked
 Scored = Mapping[str, Mapping[str, Scores | Tensor]]
@@ -46,9 +48,17 @@ class Draw(NamedTuple):
 class Batch(Protocol):
     """A collated micro-batch. Its tensors are made on the CPU; `.to` is the only transfer to the device."""
 
-    notes: Mapping[str, Tensor]
-    size: int  # what it costs: tokens without padding; for images, images
-    filler: bool  # weightless: keeps processes in step where an epoch does not divide
+    @property
+    def notes(self) -> Mapping[str, Tensor]: ...
+    @property
+    def size(self) -> int:
+        """What it costs: tokens without padding; for images, images."""
+        ...
+
+    @property
+    def filler(self) -> bool:
+        """Weightless: keeps processes in step where an epoch does not divide."""
+        ...
 
     def to(self, device: torch.device | str) -> Batch: ...
     def counts(self) -> Mapping[str, Tensor]:
@@ -80,6 +90,11 @@ class Scorer(Protocol):
         backward.
         """
         ...
+
+
+def only(kind: type[Kind], found: Mapping[str, Any]) -> dict[str, Kind]:
+    """What is of one kind among the answers about a row set: its scores, or its features."""
+    return {name: x for name, x in found.items() if isinstance(x, kind)}
 
 
 def within(costs: Iterable[int], budget: int) -> list[list[int]]:

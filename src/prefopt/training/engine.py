@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,10 @@ from ..objectives.loss import Loss, Term, Update
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import Scores, full_precision
-from ..scoring.base import Batch, Scored, Shapes
+from ..scoring.base import Batch, Scored, Shapes, only
 
 Reduce = Callable[[Tensor], Tensor]  # sum over processes
 Counts = Mapping[str, Tensor]  # term -> what it is divided by
-Kind = TypeVar("Kind")
 
 
 @dataclass
@@ -56,13 +55,9 @@ def responses(
     statistics: Mapping[str, Tensor],
 ) -> Responses:
     """The batch as the method sees it."""
-    extras = {name: Responses(scores=_only(Scores, found)) for name, found in scored.items() if name != "responses"}
+    extras = {name: Responses(scores=only(Scores, found)) for name, found in scored.items() if name != "responses"}
     own = scored["responses"]
-    return Responses(_only(Scores, own), batch.notes, extras, states, modules, statistics, _only(Tensor, own))
-
-
-def _only(kind: type[Kind], found: Mapping[str, Any]) -> dict[str, Kind]:
-    return {name: x for name, x in found.items() if isinstance(x, kind)}
+    return Responses(only(Scores, own), batch.notes, extras, states, modules, statistics, only(Tensor, own))
 
 
 def made_up(

@@ -165,7 +165,7 @@ class Judge:
                 continue
             first = self.first_wins(scores[0] - scores[1], len(a) - len(b), annotator, rng)
             (chosen, high), (rejected, low) = zip((a, b) if first else (b, a), scores if first else scores[::-1])
-            row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             row |= {"chosen_score": high, "rejected_score": low}
             rows.append(row | ({"annotator": annotator} if len(self.label_noise) > 1 else {}))
         return rows

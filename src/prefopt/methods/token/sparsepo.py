@@ -67,7 +67,7 @@ def sparsepo(
             zeros = 100 * (ones * (m == 0)).sum(-1) / ones.sum(-1)
             seen |= {f"sparsity_{name}/{side}": zeros[y], f"l1_{name}/{side}": m.sum(-1)[y]}
     dead = (m_u[w] + m_u[l] + m_d[w] + m_d[l]).sum(-1) == 0  # such a pair teaches nothing, not even its mask
-    terms = {"preference": compare(beta * ((U[w] - U[l]) - (D[l] - D[w])), bradley_terry)}
+    terms: dict[str, Any] = {"preference": compare(beta * ((U[w] - U[l]) - (D[l] - D[w])), bradley_terry)}
     terms |= {"l1": over_pairs(l1[w] + l1[l])} if l1_u or l1_d else {}
-    told = {"metrics": seen, "health": {"dead_masks": dead.to(U).mean()}}
-    return Loss(rewards=(beta * (U - D)[w], beta * (U - D)[l]), **told, **terms)
+    rewards, health = (beta * (U - D)[w], beta * (U - D)[l]), {"dead_masks": dead.to(U).mean()}
+    return Loss(rewards, metrics=seen, health=health, **terms)

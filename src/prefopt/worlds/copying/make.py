@@ -108,10 +108,11 @@ def build(
         raise PrefoptError(f"reward '{reward}': there are {', '.join(REWARDS)}")
     if min(pairs, heldout, lists, layers, hidden // 4) < 1 or hidden % 4:
         raise PrefoptError("pairs, heldout, lists and layers must be at least 1, hidden a multiple of 4")
-    if not all(0 <= c <= 1 for c in (copy, copy if pairs_from is None else pairs_from)):
+    pairs_from = copy if pairs_from is None else pairs_from
+    if not all(0 <= c <= 1 for c in (copy, pairs_from)):
         raise PrefoptError("copy and pairs_from are probabilities")
     judge = Judge(REWARDS[reward], sharpness, rates(label_noise), length_bonus)
-    shape = {"seed": seed, "layers": layers, "hidden": hidden, "apart": apart}
+    shape: dict[str, Any] = {"seed": seed, "layers": layers, "hidden": hidden, "apart": apart}
 
     def model(chance: float) -> Path:
         return folder_once(
@@ -119,18 +120,10 @@ def build(
             make=lambda to: _make_model(to, chance, **shape),
         )  # fmt: skip
 
-    start, sampler = model(copy), model(copy if pairs_from is None else pairs_from)
-    settings = shape | {
-        "copy": copy,
-        "pairs_from": copy if pairs_from is None else pairs_from,
-        "pairs": pairs,
-        "heldout": heldout,
-        "lists": lists,
-        "reward": reward,
-        "sharpness": float(sharpness),
-        "length_bonus": float(length_bonus),
-        "label_noise": list(rates(label_noise)),
-    }
+    start, sampler = model(copy), model(pairs_from)
+    settings = shape | {"copy": copy, "pairs_from": pairs_from, "pairs": pairs, "heldout": heldout, "lists": lists}
+    settings |= {"reward": reward, "sharpness": float(sharpness)}
+    settings |= {"length_bonus": float(length_bonus), "label_noise": list(judge.label_noise)}
     return build_once(
         "copying", version=VERSION, settings=settings, cache=cache,
         make=lambda to: _make_world(to, start, sampler, judge, settings),
