@@ -47,7 +47,9 @@ def done(tmp_path_factory: pytest.TempPathFactory, text_model: Path, pairs_file:
     (tmp / "broken.py").write_text(BROKEN)
     methods = METHODS | {"broken": {"method": str(tmp / "broken.py")}}
     given = content(tmp, text_model, pairs_file, methods=methods, sizes=["all", 8], keep="samples")
-    outcome = run_study(make_study(given))
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("PREFOPT_CACHE", str(tmp / "cache"))  # another test may have stored the same reference
+        outcome = run_study(make_study(given))
     assert (outcome.planned, outcome.finished, outcome.failed, outcome.missing) == (7, 3, 4, 0)
     return given, outcome.folder
 
