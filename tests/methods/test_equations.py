@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_hand import average, log_sigmoid, ratios, total
 from ragged import NAN, Ragged, ragged
 from torch import Tensor
 
@@ -22,27 +23,12 @@ from prefopt.training.engine import Meter, measures
 load_all()
 
 
-def log_sigmoid(u: Tensor) -> Tensor:
-    return -torch.log1p(torch.exp(-u)) if u >= 0 else u - torch.log1p(torch.exp(u))
-
-
 def sigmoid(u: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-u))
 
 
-def total(x: Sequence[Tensor]) -> Tensor:
-    out = torch.zeros((), dtype=torch.float64)
-    for v in x:
-        out = out + v
-    return out
-
-
-def average(x: Sequence[Tensor]) -> Tensor:
-    return total(x) / len(x)
-
-
 def ratio(b: Ragged, row: int, reduce: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-    return reduce([p - q.detach() for p, q in zip(b.tokens("policy", row), b.tokens("reference", row), strict=True)])
+    return reduce(ratios(b, row))
 
 
 def dpo(b: Ragged, beta: float = 0.1, label_smoothing: float = 0.0, loss_type: str = "sigmoid") -> Tensor:

@@ -151,16 +151,20 @@ class Painter:
                 axes.axvline(
                     self.start[self.table.score], color=COLOURS["muted"], linewidth=0.9, dashes=(3, 3), zorder=0
                 )
-            axes.set_yticks(range(len(order)), order)
-            axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-            axes.set_ylim(len(order) - 0.4, -0.6)
-            axes.grid(axis="x")
-            axes.grid(visible=False, axis="y")
-            axes.set_xlabel(self.score)
+            self._lanes(axes, order)
 
         return draw(
             "spread", paint, title=f"{self.score} of all runs by method", width=WIDE, height=0.8 + 0.27 * len(order)
         )
+
+    def _lanes(self, axes: Axes, methods: Sequence[str]) -> None:
+        """A line for each method, from the top, along the score."""
+        axes.set_yticks(range(len(methods)), methods)
+        axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(self.score)
 
     def _run(self, axes: Axes, row: Row, y: float) -> None:
         x = self.scores.clip(row["score"])
@@ -249,12 +253,7 @@ class Painter:
                         markeredgecolor=COLOURS["paper"],
                         zorder=3,
                     )
-            axes.set_yticks(range(len(order)), order)
-            axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-            axes.set_ylim(len(order) - 0.4, -0.6)
-            axes.grid(axis="x")
-            axes.grid(visible=False, axis="y")
-            axes.set_xlabel(self.score)
+            self._lanes(axes, order)
 
         return draw(
             "scenarios", paint, title=f"{self.score} from each start", width=WIDE, height=0.8 + 0.27 * len(order)
