@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -60,3 +61,11 @@ def write_pairs(path: Path, n: int = 24, **columns: object) -> Path:
     ]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
+
+
+def run_config(text_model: Path, pairs_file: Path, tmp_path: Path, **sections: Any) -> Any:
+    """DPO on a model and pairs, with other sections laid over."""
+    from prefopt.config import make
+
+    content = {"method": "dpo", "model": str(text_model), "data": str(pairs_file), "output": str(tmp_path / "run")}
+    return make(content | sections)

@@ -23,14 +23,12 @@ from prefopt.config import (
     ModelConfig,
     ReferenceConfig,
     RolloutConfig,
-    make,
 )
 from prefopt.data.config import DataConfig
 from prefopt.data.grading import Grading
 from prefopt.data.prepare import prepare_text
 from prefopt.models.text import load_text_model, load_tokenizer
-from prefopt.training.effect import refuse_without_effect
-from tests.small_models import save_text_model
+from tests.small_models import run_config, save_text_model
 
 SEEN: set[str] = set()
 
@@ -219,11 +217,6 @@ def test_where_data_comes_from(text_model: Path, tmp_path: Path, monkeypatch: py
 
 
 # --------------------------------------------------------------------------------------------- reference, denoising
-def run_config(text_model: Path, pairs_file: Path, tmp_path: Path, **sections: Any) -> Any:
-    content = {"method": "dpo", "model": str(text_model), "data": str(pairs_file), "output": str(tmp_path / "run")}
-    return make(content | sections)
-
-
 @table("reference.kind", "reference.path", "reference.mixup_alpha", "reference.sync_steps")
 def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     from prefopt.training.text_task import text_task
@@ -357,51 +350,6 @@ def test_rollout_batch_size(
     monkeypatch.setattr(text, "_batch", lambda prompts, *a: sizes.append(len(prompts)) or real(prompts, *a))
     online(tmp_path, text_model, pairs_file, rounds=1, batch_size=3)
     assert max(sizes) == 3
-
-
-# -------------------------------------------------------------------------------------------------------- refusals
-REFUSED = {  # key -> (method, kind of model, value); none of these could change anything
-    "reference.kind": ("simpo", "text", "frozen"),
-    "reference.path": ("sft", "text", "elsewhere"),
-    "denoising.resolution": ("dpo", "text", 64),
-    "denoising.flow_shift": ("dpo", "text", 2.0),
-    "rollout.rounds": ("dpo", "text", 2),
-    "rollout.reward": ("kto", "text", "a:b"),
-    "data.max_length": ("dpo", "diffusion", 64),
-    "data.chat_template": ("dpo", "diffusion", "plain"),
-    "data.thinking": ("dpo", "diffusion", "strip"),
-    "data.split": ("dpo", "text", "test"),
-    "data.subset": ("dpo", "text", "en"),
-    "data.seed": ("dpo", "text", 7),
-    "data.soft_labels": ("dpo", "text", "logistic"),
-    "model.attention": ("dpo", "diffusion", "eager"),
-    "model.disable_dropout": ("dpo", "diffusion", False),
-    "model.revision": ("dpo", "text", "v2"),
-    "model.adapter.use_dora": ("dpo", "diffusion", True),
-    "model.adapter.use_rslora": ("dpo", "diffusion", True),
-    "train.eval_steps": ("dpo", "text", 5),
-    "train.per_device_eval_batch_size": ("dpo", "text", 5),
-    "train.metric_for_best_model": ("dpo", "text", "loss"),
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_a_key_without_effect_is_refused(key: str, text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    method, kind, value = REFUSED[key]
-    section, *rest = key.split(".")
-    inner = {rest[-1]: value} if len(rest) == 1 else {rest[0]: {rest[1]: value}}
-    paths = {"model": {"path": str(text_model)}, "data": {"path": str(pairs_file)}}
-    config = run_config(text_model, pairs_file, tmp_path, **{section: paths.get(section, {}) | inner})
-    with pytest.raises(PrefoptError, match=f"{key} has no effect"):
-        refuse_without_effect(config, get_method(method), kind)
-    refuse_without_effect(run_config(text_model, pairs_file, tmp_path), get_method(method), kind)
-
-
-def test_lists_for_a_pointwise_method_may_say_how_they_are_paired(
-    text_model: Path, pairs_file: Path, tmp_path: Path
-) -> None:
-    config = run_config(text_model, pairs_file, tmp_path, data={"path": str(pairs_file), "pairing": "best_worst"})
-    refuse_without_effect(config, get_method("kto"), "text")
 
 
 # ----------------------------------------------------------------------------------------------------- diagnostics
