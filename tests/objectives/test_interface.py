@@ -255,8 +255,8 @@ def test_weights_of_a_pointwise_method_are_per_response():
 
 
 def test_unknown_names_are_answered_with_the_nearest():
-    with pytest.raises(PrefoptError, match="no method 'sinpo'; did you mean 'simpo'"):
-        get_method("sinpo")
+    with pytest.raises(PrefoptError, match="no method 'simpp'; did you mean 'simpo'"):
+        get_method("simpp")
     with pytest.raises(PrefoptError, match=r"There are .*dpo.*simpo"):
         get_method("zzzzzz")
 
