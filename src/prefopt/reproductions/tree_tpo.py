@@ -168,7 +168,8 @@ REPRODUCTION = Reproduction(
         "600 on 4,000 98 % (no room), 400 on 4,000 62 %. How far a start gets by then differs between seeds.",
         "It fixed one rate for all methods: at 5e-4 every method's samples got worse than the start's (55 % right at the "
         "time; DPO 34 to 43 %, list losses 42 to 49 %), at 2e-4 DPO's did still, at 1e-4 the better betas kept it. DPO's "
-        "grid was extended to beta 2, since 1 had been at its edge; of 0.2, 0.5 and 1 the list losses did best with 1.",
+        "grid was extended to beta 2, since 1 had been at its edge; of 0.2, 0.5 and 1 the list losses did best with 1; "
+        "the lambda loss alone was also tried with 2 (tau 0.741 for 0.739).",
         "On the pilot the lead over DPO's tau was -0.01 to 0.08 (pairwise) and 0.03 to 0.11 (lambda) over four rates and "
         "three other starts (380 and 420 batches; 800 on 800 demonstrations); above 0.1 only at 2e-4 from the last, where "
         "all samples got worse. Where they did not, list losses were right at most 2 points more often. The bounds were "
