@@ -83,8 +83,8 @@ def _check(steps: Steps, base: Method) -> None:
     )
     require(model_kind(config.model.path) == "text", "online-dpo samples text; the model is a diffusion pipeline")
     require(
-        config.model.adapter is None,
-        "model.adapter: rounds start from whole models; merge the adapter of a round, or train all weights",
+        config.reference.kind != "adapter_off",
+        "reference.kind = adapter_off: from the second round on the adapter is where the round starts; take auto",
     )
     require(
         (rollout.reward is None) != (rollout.judge is None),
