@@ -207,3 +207,11 @@ def test_bad_data_is_refused_before_any_model_is_asked(tmp_path: Path) -> None:
             build_scores(write(tmp_path / "d.jsonl", rows), missing, tmp_path / "o.jsonl", progress=False)
     with pytest.raises(PrefoptError, match=r"\.jsonl"):
         build_scores(pairs(tmp_path / "p.jsonl"), missing, tmp_path / "o.csv", progress=False)
+
+
+def test_a_prompt_over_a_source_s_limit_says_what_to_do(text_model: Path, tmp_path: Path) -> None:
+    data = pairs(tmp_path / "pairs.jsonl").model_copy(update={"max_length": 4})
+    with pytest.raises(PrefoptError, match=r"row \d.*cannot be scored by .*max_length.*max_prompt_length"):
+        build_scores(data, {"sources": [str(text_model)]}, tmp_path / "out.jsonl", progress=False)
+    cut = data.model_copy(update={"max_prompt_length": 2})
+    assert build_scores(cut, {"sources": [str(text_model)]}, tmp_path / "out.jsonl", progress=False)["rows"] == 5

@@ -21,6 +21,7 @@ from ..data.encode import Encoder
 from ..data.example import Example
 from ..data.fields import TeachesNothing, Unreadable
 from ..data.messages import content
+from ..data.truncate import PROMPT_OVER
 from ..errors import PrefoptError
 
 Answers = list[list[list[float]]]
@@ -104,7 +105,7 @@ class LogProbability:
     def __call__(self, examples: Sequence[Example]) -> Answers:
         from ..rollout.numbers import token_numbers
 
-        encoded = [_encoded(self._encoder, e) for e in examples]
+        encoded = [_encoded(self._encoder, e, self.name) for e in examples]
         found = token_numbers(self._model, encoded, progress=False)
         return [[[float(x.sum(dtype="float64")), float(len(x))] for x in one["policy"]] for one in found]
 
@@ -119,12 +120,16 @@ def _said(response: Any) -> str:
     return "\n".join(content(m) for m in response if m["role"] == "assistant")
 
 
-def _encoded(encoder: Encoder, example: Example) -> Any:
+_REMEDY = "its own tokens fill max_length; raise that, or say with max_prompt_length how far prompts may be cut"
+
+
+def _encoded(encoder: Encoder, example: Example, name: str) -> Any:
     bare = replace(example, pairs=(), notes={}, gold=None, steps=None)
     try:
         return encoder(bare)
     except (Unreadable, TeachesNothing) as e:
-        raise PrefoptError(f"{example.origin}: cannot be scored: {e}") from None
+        longer = f": {_REMEDY}" if str(e) == PROMPT_OVER else ""
+        raise PrefoptError(f"{example.origin}: cannot be scored by {name}: {e}{longer}") from None
 
 
 @dataclass(frozen=True)
