@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread, and the real data where it is there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ def image_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing that a user's machine has cached is read, nothing is left on it."""
     os.environ["PREFOPT_CACHE"] = str(tmp_path_factory.getbasetemp() / "prefopt-cache")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_methods() -> Iterator[None]:
+    """Methods that a test file brings along are unknown to the next one."""
+    from prefopt.methods import load_all
+    from prefopt.objectives.method import METHODS
+
+    load_all()
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -312,6 +312,15 @@ def report(
     out.print(f"report: {path}", soft_wrap=True)
 
 
+def leave_processes() -> None:
+    """Close what connects several processes: threads of it that outlive the interpreter abort the process."""
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def main() -> None:
     """Entry point: a PrefoptError becomes one message and exit code 2, never a traceback."""
     try:
@@ -327,3 +336,5 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped; start the same command again to go on")
         sys.exit(130)
+    finally:
+        leave_processes()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from prefopt.cli import leave_processes
 from tests.training.small import trainer, weights
 
 if __name__ == "__main__":
@@ -33,3 +34,4 @@ if __name__ == "__main__":
         torch.save(weights(t.model), Path(output) / "weights.pt")
         rows = [r for r in t.state.log_history if "loss" in r]
         (Path(output) / "logs.json").write_text(json.dumps({"train": rows, "eval": found}))
+    leave_processes()
