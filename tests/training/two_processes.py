@@ -35,3 +35,5 @@ if __name__ == "__main__":
         rows = [r for r in t.state.log_history if "loss" in r]
         (Path(output) / "logs.json").write_text(json.dumps({"train": rows, "eval": found}))
     leave_processes()
+    sys.stdout.flush()
+    os._exit(0)  # all is written; an interpreter that shuts down is now and then aborted by one of gloo's threads
