@@ -313,7 +313,7 @@ def report(
 
 
 def leave_processes() -> None:
-    """Close what connects several processes: threads of it that outlive the interpreter abort the process."""
+    """Close what connects several processes, as torch asks of a process before it ends."""
     if "torch.distributed" in sys.modules:
         import torch.distributed as dist
 

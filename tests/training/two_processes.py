@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from prefopt.cli import leave_processes
 from tests.training.small import trainer, weights
 
 if __name__ == "__main__":
@@ -34,6 +33,5 @@ if __name__ == "__main__":
         torch.save(weights(t.model), Path(output) / "weights.pt")
         rows = [r for r in t.state.log_history if "loss" in r]
         (Path(output) / "logs.json").write_text(json.dumps({"train": rows, "eval": found}))
-    leave_processes()
     sys.stdout.flush()
     os._exit(0)  # all is written; an interpreter that shuts down is now and then aborted by one of gloo's threads
