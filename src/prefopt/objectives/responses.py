@@ -76,7 +76,7 @@ class Responses:
 
     def _ask(self, kind: str, name: str, **spec: Any) -> Any:
         """The one door. None: the batch does not have it."""
-        return getattr(self, kind).get(name)
+        return getattr(self, kind, {}).get(name)
 
     # ---- what models say
 
@@ -231,6 +231,14 @@ class Responses:
         if not self.scores:
             raise PrefoptError("the batch has no scores: give policy_logps [responses, positions]")
         return next(iter(self.scores.values())).values
+
+    def noised(self, name: str, **how: Any) -> Responses:
+        """The same responses, scored on inputs noised in this way: "forward", "ddim_inversion", ... (scoring/noising).
+
+        how: its settings, which it alone reads. Only what denoises obeys; plain numbers are taken as they are.
+        """
+        self._ask("noising", name, how=how)
+        return self
 
     def extra(self, name: str, grad: bool = True) -> Responses:
         """Auxiliary responses: scored, kept out of comparison and metrics."""

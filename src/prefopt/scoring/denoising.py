@@ -6,8 +6,9 @@ and counted (C*H*W), and every method that reads `Scores` reads images: `.sum()`
 `.mean()` the per-element mean of the official code.
 
 Noise, noise level and caption dropout are drawn once per GROUP and shared by all images of its prompt; each image has
-its own view and its own sample of the latents' posterior. All are drawn on the CPU from (seed, epoch, example), so they
-are the same whatever the batching, the process and the device.
+its own view and its own sample of the latents' posterior (and its own noise, where the way of noising says so). All are
+drawn on the CPU from (seed, epoch, example), so they are the same whatever the batching, the process and the device.
+What the networks see is made of them by a way of noising (`noising/`), which may ask the policy of the moment.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .base import Draw, Needs, Scored, Shapes
 from .conditioning import CONDITIONS, Kind, predict
-from .schedules import Schedule, noised, target
+from .noising import Inputs, Noising, noising_for
+from .noising.base import NOISINGS
+from .schedules import Level, Schedule
 
 
 class ImageExample(Protocol):
@@ -45,10 +48,11 @@ class ImageBatch:
     """G captions with R images in all. Coefficients as in `schedules`: z_t = signal * latents + sigma * noise."""
 
     latents: Tensor  # [R, C, H, W]
-    noise: Tensor  # [G, C, H, W]
+    noise: Tensor  # [G, C, H, W], or [R, C, H, W] where every image has its own
     signal: Tensor  # [G] float64
     sigma: Tensor  # [G] float64
     time: Tensor  # [G] what the network reads
+    t: Tensor  # [G] the same as drawn: an index, or s of flow models
     condition: dict[str, Tensor]  # name -> [G, ...]
     notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
     apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
@@ -63,7 +67,9 @@ class ImageBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        tensors: dict[str, Any] = {n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time")}
+        tensors: dict[str, Any] = {
+            n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time", "t")
+        }
         condition, notes = ({k: move(v) for k, v in d.items()} for d in (self.condition, self.notes))
         apart = {k: b.to(device) for k, b in self.apart.items()}
         return replace(self, **tensors, condition=condition, notes=notes, apart=apart)
@@ -82,6 +88,7 @@ class DenoisingScorer:
     caption_dropout probability that a whole group is denoised without its caption (keeps guidance working)
     reference       a frozen network; None: the policy with its adapters switched off
     notes           annotations that the data has
+    noising         how inputs are noised; by default the forward process
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class DenoisingScorer:
         caption_dropout: float = 0.2,
         reference: nn.Module | None = None,
         notes: Iterable[str] = (),
+        noising: Noising | None = None,
     ) -> None:
         if not 0 <= caption_dropout <= 1:
             raise PrefoptError(f"caption_dropout {caption_dropout} must lie in [0, 1]")
@@ -104,11 +112,14 @@ class DenoisingScorer:
         self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
         self.seed, self.caption_dropout, self.reference = seed, caption_dropout, reference
         self.notes = set(notes)
+        self.noising = noising or noising_for({})
+        self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
-        return scores | {"notes:group", *(f"notes:{name}" for name in self.notes)}
+        ways = {f"noising:{name}" for name in NOISINGS}
+        return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
 
     def shapes(self, needs: Needs) -> Shapes:
         """Denoising has no features."""
@@ -125,13 +136,15 @@ class DenoisingScorer:
     def _batch(self, draws: Sequence[Draw], shown: Sequence[ImageExample]) -> ImageBatch:
         """The images of `shown` under the captions and noise of `draws`."""
         groups = [self._group(draw, images) for draw, images in zip(draws, shown, strict=True)]
-        level = self.schedule.level(torch.stack([g["t"] for g in groups]))
+        t = torch.stack([g["t"] for g in groups])
+        level = self.schedule.level(t)
         return ImageBatch(
             latents=torch.cat([g["latents"] for g in groups]),
-            noise=torch.stack([g["noise"] for g in groups]),
+            noise=torch.cat([g["noise"] for g in groups]),
             signal=level.signal,
             sigma=level.sigma,
             time=level.time,
+            t=t,
             condition={n: torch.stack([g["condition"][n] for g in groups]) for n in CONDITIONS[self.kind]},
             notes=_notes(shown),
         )
@@ -143,7 +156,7 @@ class DenoisingScorer:
         t = self.schedule.draw(generator)
         dropped = bool(torch.rand((), generator=generator) < self.caption_dropout) and not example.held_out
         k, views, *shape = images.mean.shape
-        noise = torch.randn(shape, generator=generator)
+        noise = torch.randn((1 if self.noising.shared else k, *shape), generator=generator)
         view = torch.randint(views, (k,), generator=generator)
         mean, std = images.mean[torch.arange(k), view], images.std[torch.arange(k), view]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
@@ -167,24 +180,36 @@ class DenoisingScorer:
     def _scores(self, model: nn.Module, batch: ImageBatch, needs: Needs) -> dict[str, Scores]:
         group = batch.notes["group"]
         precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-        latents, noise = batch.latents.to(precise), batch.noise.to(precise)[group]
-        signal, sigma = batch.signal.to(precise)[group], batch.sigma.to(precise)[group]
-        noisy = noised(latents, noise, signal, sigma)
-        goal = target(self.schedule.prediction, latents, noise, signal, sigma)
         condition = {n: x[group] for n, x in batch.condition.items()}
 
+        def answer(net: nn.Module, noisy: Tensor, time: Tensor) -> Tensor:
+            return predict(net, self.kind, noisy, time, condition).to(precise)
+
+        @torch.no_grad()
+        def policy(noisy: Tensor, time: Tensor) -> Tensor:
+            return answer(model, noisy, time)
+
+        seen = self.noising(self._inputs(batch, precise), self.schedule, policy)
+
         def errors(net: nn.Module) -> Scores:
-            answer = predict(net, self.kind, noisy, batch.time[group], condition)
-            values = -(answer.to(precise) - goal).square().flatten(1).sum(1, keepdim=True)
-            return Scores(values, torch.full_like(values, float(goal[0].numel())))
+            gap = answer(net, seen.noisy, seen.time) - seen.goal
+            values = -gap.square().flatten(1).sum(1, keepdim=True)
+            return Scores(values, torch.full_like(values, float(seen.goal[0].numel())))
 
         scores = {}
         if "scores:reference" in needs:
             with torch.no_grad():
-                scores["reference"] = self._by_reference(model, errors, noisy.device)
+                scores["reference"] = self._by_reference(model, errors, seen.noisy.device)
         if "scores:policy" in needs:
             scores["policy"] = errors(model)
         return scores
+
+    def _inputs(self, batch: ImageBatch, dtype: torch.dtype) -> Inputs:
+        group = batch.notes["group"]
+        noise = batch.noise.to(dtype)
+        level = Level(batch.signal.to(dtype)[group], batch.sigma.to(dtype)[group], batch.time[group])
+        shared = noise[group] if self.noising.shared else noise
+        return Inputs(batch.latents.to(dtype), shared, level, batch.t[group])
 
     def _by_reference(self, model: nn.Module, errors: Callable[[nn.Module], Scores], device: torch.device) -> Scores:
         if self.reference is not None:

@@ -1,7 +1,7 @@
 """Per-token numbers from hidden states and an output head, fused and tiled: [tokens, vocabulary] never exists.
 
 A tile of rows is projected, normalised in place and reduced to a number a token: log-probability, entropy, exact
-KL(reference || policy). Losses are computed outside, once, from these numbers. What backward needs:
+KL(reference || policy), log sum_v p(v)^2. Losses are computed outside, once, from these numbers. What backward needs:
 
 - frozen head: d(number)/d(hidden) does not depend on the loss, so it is computed while the tile is hot, K x H is
   kept, and backward only scales it: two products with the vocabulary instead of three, nothing recomputed;
@@ -25,7 +25,7 @@ from ..errors import PrefoptError
 
 TILE_ELEMENTS = {"cuda": 1 << 26, "cpu": 1 << 22}  # float32: 268 MB; 17 MB, half of a server's L3
 KEEP_BYTES = {"cuda": 512 << 20, "cpu": 256 << 20}
-NUMBERS = ("logps", "entropy", "token_kl")
+NUMBERS = ("logps", "entropy", "token_kl", "log_collision")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def token_numbers(
 ) -> dict[str, Tensor]:
     """hidden [K, H], targets [K] -> one [K] tensor for each of `want` (of NUMBERS), float32 (float64 if hidden is).
 
-    token_kl is the exact KL(reference || policy) with gradient into the policy. tile: rows computed at a time.
+    token_kl is the exact KL(reference || policy) with gradient into the policy; log_collision the logarithm of
+    sum_v p(v)^2, the probability that two draws are the same word. tile: rows computed at a time.
     """
     device = hidden.device.type
     keep = KEEP_BYTES.get(device, KEEP_BYTES["cuda"]) if keep_bytes is None else keep_bytes
@@ -198,6 +199,8 @@ class _Tile:
             return self.logp.gather(1, self.targets[:, None])[:, 0]
         if name == "entropy":
             return -_expected(self.logp.exp(), self.logp.clone()).sum(-1)
+        if name == "log_collision":
+            return (2 * self.logp).logsumexp(-1)
         assert self.reference is not None
         return _expected(self.reference.exp(), self.reference - self.logp).sum(-1)
 
@@ -205,10 +208,12 @@ class _Tile:
         """d(sum of g * number)/d(projection) [t, V], before head scale and softcap."""
         p = self.logp.exp()
         surprise = _expected(p, self.logp + self.value("entropy")[:, None]) if "entropy" in g else None
-        on_p = [sign * g[name] for name, sign in (("logps", -1), ("token_kl", 1)) if name in g]
+        on_p = [sign * g[name] for name, sign in (("logps", -1), ("token_kl", 1), ("log_collision", -2)) if name in g]
         total = p.mul_(torch.stack(on_p).sum(0)[:, None]) if on_p else p.zero_()
         if surprise is not None:
             total.addcmul_(surprise, -g["entropy"][:, None])
+        if "log_collision" in g:
+            total.addcmul_(torch.softmax(2 * self.logp, -1), 2 * g["log_collision"][:, None])
         if "logps" in g:
             total.scatter_add_(1, self.targets[:, None], g["logps"][:, None])
         if "token_kl" in g:

@@ -102,7 +102,7 @@ class Schedule:
 
 def noised(clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
     """z_t [R, C, H, W] from latents and noise [R, C, H, W] and coefficients [R]."""
-    return _wide(signal) * clean + _wide(sigma) * noise
+    return wide(signal) * clean + wide(sigma) * noise
 
 
 def target(prediction: Prediction, clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
@@ -110,11 +110,26 @@ def target(prediction: Prediction, clean: Tensor, noise: Tensor, signal: Tensor,
     if prediction == "epsilon":
         return noise
     if prediction == "v_prediction":
-        return _wide(signal) * noise - _wide(sigma) * clean
+        return wide(signal) * noise - wide(sigma) * clean
     if prediction == "sample":
         return clean
     return noise - clean
 
 
-def _wide(x: Tensor) -> Tensor:
+def split(
+    prediction: Prediction, answer: Tensor, noisy: Tensor, signal: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The clean latent and the noise [R, C, H, W] that an answer stands for: signal * clean + sigma * noise = noisy."""
+    a, s = wide(signal), wide(sigma)
+    if prediction == "epsilon":
+        return (noisy - s * answer) / a, answer
+    if prediction == "v_prediction":
+        return a * noisy - s * answer, s * noisy + a * answer
+    if prediction == "sample":
+        return answer, (noisy - a * answer) / s
+    return noisy - s * answer, noisy + a * answer
+
+
+def wide(x: Tensor) -> Tensor:
+    """[R] as [R, 1, 1, 1]."""
     return x[:, None, None, None]

@@ -23,7 +23,7 @@ from ..objectives.scores import Scores
 from .base import Draw, Needs, Shapes, asked_of
 from .batch import collate_notes
 
-SCORES = ("policy", "reference", "entropy", "token_kl")
+SCORES = ("policy", "reference", "entropy", "log_collision", "token_kl")
 
 
 class Table(nn.Module):
@@ -92,7 +92,8 @@ class TabularScorer:
 
     reference: probabilities [prompts, responses] as rows that sum to 1, without zeros. others: further models by name,
     the same way, or any table of numbers per response (`reward=`): a module is asked anew, a tensor is taken as it is.
-    token_kl is KL(reference || policy) over the whole row of the response's prompt, entropy that of the policy's row.
+    token_kl is KL(reference || policy) over the whole row of the response's prompt, entropy and
+    log_collision (log of the sum of squares) those of the policy's row.
     """
 
     def __init__(self, reference: Tensor | None = None, **others: Tensor | nn.Module):
@@ -104,7 +105,7 @@ class TabularScorer:
         return {}
 
     def offers(self) -> set[str]:
-        own = {"policy", "entropy"} if self.reference is None else set(SCORES)
+        own = {"policy", "entropy", "log_collision"} if self.reference is None else set(SCORES)
         return {f"scores:{s}" for s in own | set(self.others)} | {"notes:pairs", "notes:group"}
 
     def collate(self, draws: Sequence[Draw]) -> TabularBatch:
@@ -127,6 +128,8 @@ class TabularScorer:
             values = (other() if isinstance(other, nn.Module) else other)[x, y]
         elif name == "entropy":
             values = -(logp.exp() * logp).sum(-1)[x]
+        elif name == "log_collision":
+            values = (2 * logp).logsumexp(-1)[x]
         elif name == "policy":
             values = logp[x, y]
         elif self.reference is None or name not in SCORES:

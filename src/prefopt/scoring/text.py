@@ -21,7 +21,13 @@ from .reference import ReferenceModel
 
 __all__ = ["TextBatch", "TextScorer", "core", "install"]
 
-NUMBER_OF = {"policy": "logps", "entropy": "entropy", "token_kl": "token_kl", "reward": "reward"}
+NUMBER_OF = {
+    "policy": "logps",
+    "entropy": "entropy",
+    "log_collision": "log_collision",
+    "token_kl": "token_kl",
+    "reward": "reward",
+}
 """Score name -> what the scoring entry calls it."""
 
 
@@ -72,7 +78,7 @@ class TextScorer:
         self.collate = Collator(extras.intersection(EXTRAS), "features:graded_features" in needs)
 
     def offers(self) -> set[str]:
-        scores = {"reward"} if self.reward else {"policy", "entropy"}
+        scores = {"reward"} if self.reward else {"policy", "entropy", "log_collision"}
         if self.reference is not None:
             scores |= {"reference"} | ({"token_kl"} if self.reference.runs else set())
         scores |= set(self.sources)

@@ -17,6 +17,7 @@ from ..errors import PrefoptError
 from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
+from ..scoring.noising import noising_for
 from ..scoring.schedules import Schedule
 from .following import following, kind_of_reference
 from .needs import data_needs
@@ -52,6 +53,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         caption_dropout=config.denoising.caption_dropout,
         reference=frozen,
         notes=data.record["notes"],
+        noising=noising_for(needs),
     )
     record: dict[str, Any] = {
         "data": data.record,

@@ -44,6 +44,8 @@ def how_to_give(need: str, kind: str) -> str:
         return f"the {name} responses" + (": a column 'gold' in every row" if name == "gold" else "")
     if asked == "notes":
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
+    if asked == "noising":
+        return f"inputs noised by '{name}', which this model does not have ({kind})"
     if asked == "features":
         return f"the feature '{name}', which {kind} models do not give"
     if kind == "text" and name not in _SCORES:
@@ -60,6 +62,7 @@ _SCORES = {
     "reference": "a reference model's scores",
     "token_kl": "the exact KL between whole distributions over a vocabulary, which only running text references give",
     "entropy": "the entropy of a distribution over a vocabulary, which only language models have",
+    "log_collision": "the sum of squares of a distribution over a vocabulary, which only language models have",
     "reward": "the score of a reward head, which only text models with one (bt-reward) have",
 }
 

@@ -1,0 +1,88 @@
+"""What every way of noising is: from clean latents, and perhaps the networks, to what is seen and what is the goal."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from ...errors import PrefoptError
+from ..schedules import Level, Schedule, noised, target
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(noisy latents [R, C, H, W], times [R]) -> answer [R, C, H, W] under each row's own condition, without gradient."""
+
+NOISINGS: dict[str, type[Noising]] = {}
+
+
+class Inputs(NamedTuple):
+    """R images before noising, in the precision of the scores."""
+
+    latents: Tensor  # [R, C, H, W]
+    noise: Tensor  # [R, C, H, W] as drawn: shared by a group, or each image's own
+    level: Level  # coefficients (in that precision) and times [R]
+    t: Tensor  # [R] the times of `level` as the schedule draws them: an index, or s of flow models
+
+
+class Noised(NamedTuple):
+    """What the networks see, and what they should answer; constants."""
+
+    noisy: Tensor  # [R, C, H, W]
+    time: Tensor  # [R] as the network reads it
+    goal: Tensor  # [R, C, H, W]
+
+
+@dataclass(frozen=True)
+class Noising:
+    """One way of noising; its fields are the settings that a method may give."""
+
+    name: ClassVar[str]
+    flows: ClassVar[bool] = True  # does it have a meaning for flow models?
+    shared: ClassVar[bool] = True  # is one noise drawn for a group, or one for each image?
+
+    def __call__(self, x: Inputs, schedule: Schedule, policy: Network) -> Noised:
+        raise NotImplementedError
+
+    def __init_subclass__(cls) -> None:
+        NOISINGS[cls.name] = cls
+
+    def check(self, schedule: Schedule) -> None:
+        """Raises PrefoptError where settings and schedule do not fit."""
+        if schedule.prediction == "flow" and not self.flows:
+            raise PrefoptError(
+                f"'{self.name}' is defined on the noise levels of a diffusion model; this model is a flow model"
+            )
+
+
+def plain(x: Inputs, schedule: Schedule) -> Noised:
+    """Forward noising: z_t = signal * z_0 + sigma * eps, and the goal that the prediction type says."""
+    signal, sigma, time = x.level
+    noisy = noised(x.latents, x.noise, signal, sigma)
+    return Noised(noisy, time, target(schedule.prediction, x.latents, x.noise, signal, sigma))
+
+
+def noising_for(needs: Mapping[str, Mapping[str, Any]]) -> Noising:
+    """The one way that a method asks for, with its settings; forward noising where it asks for none.
+
+    Raises PrefoptError for two ways at once, or one that is not known.
+    """
+    _load()
+    asked = {key.removeprefix("noising:"): spec for key, spec in needs.items() if key.startswith("noising:")}
+    if len(asked) > 1:
+        raise PrefoptError(f"images can be noised in one way only; the method asks for {' and '.join(sorted(asked))}")
+    for name, spec in asked.items():
+        if name not in NOISINGS:
+            raise PrefoptError(f"there is no way of noising '{name}'; there are {', '.join(sorted(NOISINGS))}")
+        return NOISINGS[name](**spec.get("how", {}))
+    return NOISINGS["forward"]()
+
+
+def _load() -> None:
+    """Every file of the folder registers its own."""
+    package = importlib.import_module(__package__ or "")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
