@@ -37,26 +37,30 @@ def test_each_image_may_have_a_noise_of_its_own():
     torch.testing.assert_close(again.noise, own.noise[2:])  # whatever the company in the batch
 
 
-@method("test-noised-twice")
-def twice(r: Responses, *, second: str = "forward_each"):
-    w, l = r.noised("forward").noised(second).pairs()
-    return prefer(w.policy.mean(), l.policy.mean())
+@pytest.fixture(scope="module")
+def twice():
+    @method("test-noised-twice")
+    def noised_twice(r: Responses):
+        w, l = r.noised("forward").noised("forward_each").pairs()
+        return prefer(w.policy.mean(), l.policy.mean())
+
+    return noised_twice()
 
 
-def test_a_method_asks_in_one_way():
+def test_a_method_asks_in_one_way(twice):
     assert isinstance(noising_for({}), Forward) and not isinstance(noising_for({}), ForwardEach)
     assert isinstance(noising_for({"noising:forward_each": {}}), ForwardEach)
     with pytest.raises(PrefoptError, match="one way only; the method asks for forward and forward_each"):
-        noising_for(twice().needs())
+        noising_for(twice.needs())
     with pytest.raises(PrefoptError, match="no way of noising 'sideways'"):
         noising_for({"noising:sideways": {}})
 
 
-def test_what_text_cannot_do_is_said():
-    assert "noising:forward" in twice().missing({"scores:policy", "notes:pairs"})
+def test_what_text_cannot_do_is_said(twice):
+    assert "noising:forward" in twice.missing({"scores:policy", "notes:pairs"})
     assert how_to_give("noising:forward", "text") == "inputs noised by 'forward', which this model does not have (text)"
 
 
-def test_plain_numbers_are_taken_as_they_are():
+def test_plain_numbers_are_taken_as_they_are(twice):
     x = torch.tensor([-1.0, -2.0])
-    assert torch.isfinite(twice()(Responses.of(policy_logps=x, pairs="halves")).scalar)
+    assert torch.isfinite(twice(Responses.of(policy_logps=x, pairs="halves")).scalar)
