@@ -44,6 +44,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a key without effect": ({"methods": {"simpo": {"grid": {"reference.kind": ["frozen"]}}}}, "reference.kind has no effect"),
     "a method that lacks its data": ({"methods": ["triple-tpo"]}, "gold"),
     "the model varied": ({"methods": {"dpo": {"grid": {"model.path": ["a"]}}}}, "set `starts`"),
+    "crossed by a name that is no line": ({"sizes": [4, 8], "crossed": ["dppo"]}, "line of `crossed` 'dppo'; did you mean 'dpo'"),
+    "crossed twice": ({"sizes": [4, 8], "crossed": ["dpo", "dpo"]}, "names a value twice"),
+    "nothing to cross with": ({"crossed": ["dpo"]}, "crossed has no effect with one start and one size"),
     "jobs": ({"jobs": 0}, "jobs = 0"),
 }  # fmt: skip
 
@@ -104,6 +107,10 @@ def test_other_starts_and_sizes_take_the_central_setting(tmp_path: Path, text_mo
     assert [r for r in found if r[1] == 0.5] == [("dpo", 0.5, "sft", None)]
     assert len(found) == 1 + 2 * 2 * 3 and len(set(found)) == len(found)
     assert len(runs(cross="full")) == 3 * 2 * 3
+    some = runs(crossed=["simpo"])
+    assert [r for r in some if r[0] == "dpo"] == [("dpo", 0.1, "sft", None), ("dpo", 0.5, "sft", None)]
+    assert [r for r in some if r[0] == "simpo"] == [r for r in found if r[0] == "simpo"]
+    assert len(runs(cross="full", crossed=["dpo"])) == 2 * 2 * 3 + 1
 
 
 def test_keys_go_where_they_belong(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_page_is_whole_and_needs_nothing(table: Table, tmp_path: Path, monke
         assert ElementTree.parse(figure).getroot().tag.endswith("svg") and "var(--" not in figure.read_text()
     assert len(list((tmp_path / "figures").iterdir())) == 8
     assert "NaN" not in (tmp_path / "results.json").read_text()
-    assert json.loads((tmp_path / "results.json").read_text())["summary"]["sizes"]["method-3"][0]["size"] == 64
+    assert json.loads((tmp_path / "results.json").read_text())["summary"]["sizes"]["method-3"]["sft"][0]["size"] == 64
 
 
 def test_what_is_said(table: Table) -> None:

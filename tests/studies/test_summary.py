@@ -107,11 +107,21 @@ def test_scenarios_compare_one_setting_from_every_start() -> None:
 
 def test_sizes_share_the_gain_of_the_largest() -> None:
     rows = scored([row(reward=0.9), row(reward=0.6, size=512), row(reward=0.5, size=64), row(reward=0.1, size=999)])
-    found = summary.sizes(rows, "sft", 0.4, [None, 64, 512])
-    assert [p["size"] for p in found["dpo"]] == [64, 512, None]
-    assert [p["share_of_gain"] for p in found["dpo"]] == pytest.approx([0.2, 0.4, 1.0])
-    lost = summary.sizes(scored([row(reward=0.3), row(reward=0.2, size=64)]), "sft", 0.4, [None, 64])
-    assert [p["share_of_gain"] for p in lost["dpo"]] == [None, None]  # no gain to share
+    found = summary.sizes(rows, {"sft": 0.4}, [None, 64, 512])["dpo"]
+    assert [p["size"] for p in found["sft"]] == [64, 512, None]
+    assert [p["share_of_gain"] for p in found["sft"]] == pytest.approx([0.2, 0.4, 1.0])
+    lost = summary.sizes(scored([row(reward=0.3), row(reward=0.2, size=64)]), {"sft": 0.4}, [None, 64])["dpo"]
+    assert [p["share_of_gain"] for p in lost["sft"]] == [None, None]  # no gain to share
+
+
+def test_sizes_are_told_apart_by_start_and_lines_of_one_size_are_left_out() -> None:
+    rows = scored([
+        row(reward=0.9), row(reward=0.6, size=64), row(reward=0.5, start="base"), row(reward=0.3, start="base", size=64),
+        row(label="ipo", reward=0.7), row(reward=0.8, start="other"),
+    ])  # fmt: skip
+    found = summary.sizes(rows, {"sft": 0.4, "base": 0.2, "other": None}, [None, 64])
+    assert {label: list(starts) for label, starts in found.items()} == {"dpo": ["sft", "base"]}
+    assert [p["share_of_gain"] for p in found["dpo"]["base"]] == pytest.approx([1 / 3, 1.0])
 
 
 def test_order_of_rows_changes_nothing() -> None:

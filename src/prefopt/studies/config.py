@@ -65,6 +65,9 @@ class StudyConfig(Section):
         "central",
         description="central: further starts and sizes are tried with each method's central setting only; full: with all",
     )
+    crossed: list[str] = Field(
+        default_factory=list, description="the lines that are tried with further starts and sizes; default: all"
+    )
     evaluation: EvaluationConfig
     thresholds: list[Positive] = Field(
         default_factory=lambda: [0.01, 0.02, 0.05, 0.1], description="d of the shares of runs within d of the best"
@@ -78,6 +81,10 @@ class StudyConfig(Section):
     @property
     def main_start(self) -> str:
         return next(iter(self.starts))
+
+    def crosses(self, label: str) -> bool:
+        """Whether this line is tried with further starts and sizes."""
+        return not self.crossed or label in self.crossed
 
     @property
     def score(self) -> str:
@@ -152,8 +159,9 @@ def _check(study: StudyConfig) -> None:
         for label in labels:
             if not LABEL.fullmatch(label):
                 raise PrefoptError(f"{what}.{label}: a label is made of letters, digits, '.', '-', '_' and '+'")
-    for what, values in (("sizes", study.sizes), ("seeds", study.seeds)):
-        if not values:
+    listed: dict[str, list[Any]] = {"sizes": study.sizes, "seeds": study.seeds, "crossed": study.crossed}
+    for what, values in listed.items():
+        if not values and what != "crossed":
             raise PrefoptError(f"{what} is empty: a grid with no runs compares nothing")
         if len(set(values)) < len(values):
             raise PrefoptError(f"{what} = {values}: names a value twice")
@@ -161,6 +169,9 @@ def _check(study: StudyConfig) -> None:
         raise PrefoptError(f"sizes = {study.sizes}: a size is at least 1 row, or `all`")
     if study.evaluation.reward is None and study.evaluation.judge is None:
         raise PrefoptError("evaluation needs a `reward` or a `judge`: there is nothing to compare runs by")
+    _refuse_unknown(study.crossed, list(study.methods), "", "line of `crossed`")
+    if study.crossed and len(study.starts) * len(study.sizes) == 1:
+        raise PrefoptError("crossed has no effect with one start and one size; leave it out")
     for label, line in study.methods.items():
         _check_line(f"methods.{label}", line)
 

@@ -236,49 +236,42 @@ class Painter:
         order = sorted(found, key=lambda m: -found[m]["starts"][starts[0]]["score"])
 
         def paint(axes: Axes) -> None:
-            for i, start in enumerate(starts):
-                own: Any = self.table.starts[start].get(self.table.score)
-                if _known(own):
-                    axes.axvline(own, color=COLOURS[f"s{i + 1}"], linewidth=1, dashes=(3, 3), zorder=0)
+            self._start_lines(axes.axvline)
             for y, method in enumerate(order):
-                scores = [found[method]["starts"][s]["score"] for s in starts]
+                points = [found[method]["starts"][s] for s in starts]
+                scores = [p["score"] for p in points]
                 axes.plot([min(scores), max(scores)], [y, y], color=COLOURS["line"], linewidth=2, zorder=1)
-                for i, score in enumerate(scores):
-                    axes.plot(
-                        score,
-                        y,
-                        "o",
-                        color=COLOURS[f"s{i + 1}"],
-                        markersize=7.5,
-                        markeredgecolor=COLOURS["paper"],
-                        zorder=3,
-                    )
+                for i, p in enumerate(points):
+                    axes.errorbar(p["score"], y, xerr=_error(p), fmt="o", color=COLOURS[f"s{i + 1}"], markersize=7.5,
+                                  markeredgecolor=COLOURS["paper"], elinewidth=1.4, zorder=3)  # fmt: skip
             self._lanes(axes, order)
 
         return draw(
             "scenarios", paint, title=f"{self.score} from each start", width=WIDE, height=0.8 + 0.27 * len(order)
         )
 
+    def _start_lines(self, line: Callable[..., Any]) -> None:
+        """Each start model's own score, in its colour."""
+        for i, numbers in enumerate(self.table.starts.values()):
+            own: Any = numbers.get(self.table.score)
+            if _known(own):
+                line(own, color=COLOURS[f"s{i + 1}"], linewidth=1, dashes=(3, 3), zorder=0)
+
     def sizes(self) -> Markup | None:
-        """Each method's central setting over the number of rows."""
-        found: dict[str, Any] = {m: p for m, p in (self.found.get("sizes") or {}).items() if len(p) > 1}
+        """Each method's central setting over the number of rows, one line for each start."""
+        found: dict[str, dict[str, Any]] = self.found.get("sizes") or {}
         if not found:
             return None
         order = [m for m in self.order if m in found]
-        known = [s for s in self.table.sizes if s is not None]
-        places = {s: i for i, s in enumerate([*sorted(known), *([None] if None in self.table.sizes else [])])}
+        places = {size: i for i, size in enumerate(sorted(self.table.sizes, key=summary.rising))}
+        colours = {start: COLOURS[f"s{i + 1}"] for i, start in enumerate(self.table.starts)}
 
         def paint(axes: Axes, method: str) -> None:
-            for other in order:
-                axes.plot([places[p["size"]] for p in found[other]], [p["score"] for p in found[other]], color=COLOURS["line"],
-                          linewidth=1, zorder=1)  # fmt: skip
-            tint = self.colour(method) if self.colours[method] != OTHER else COLOURS["after"]
-            axes.plot([places[p["size"]] for p in found[method]], [p["score"] for p in found[method]], "-o", color=tint,
-                      markersize=5, zorder=3)  # fmt: skip
-            if _known(self.start.get(self.table.score)):
-                axes.axhline(
-                    self.start[self.table.score], color=COLOURS["muted"], linewidth=0.9, dashes=(3, 3), zorder=0
-                )
+            self._start_lines(axes.axhline)
+            for start, points in found[method].items():
+                x, y = [places[p["size"]] for p in points], [p["score"] for p in points]
+                axes.errorbar(x, y, yerr=[_error(p) for p in points], fmt="-o", color=colours[start], markersize=5,
+                              elinewidth=1.2, zorder=3)  # fmt: skip
             axes.set_xticks(list(places.values()), ["all" if s is None else f"{s:,}" for s in places])
             axes.margins(x=0.08)
             _heading(axes, method)
@@ -318,20 +311,26 @@ def study_figures(table: Table, found: Mapping[str, Any]) -> dict[str, list[Figu
         ],
         "scenarios": [
             ("From several starts",
-             "Each method's central setting, the same from every start; dashed lines are the start models themselves.",
+             "Each method's central setting, the same from every start, with the standard error over seeds; dashed lines are "
+             "the start models themselves.",
              p.scenarios(), starts),
         ],
         "sizes": [
             ("Over the size of the data",
-             "Each method's central setting on the first rows of the data: every subset holds the smaller ones. Grey: the "
-             "other methods; dashed: the start model.",
-             p.sizes(), ()),
+             "Each method's central setting on the first rows of the data (every subset holds the smaller ones), with the "
+             "standard error over seeds; dashed: the start models.",
+             p.sizes(), starts if len(starts) > 1 else ()),
         ],
     }  # fmt: skip
     return {
         section: [Figure(title, text, svg, legend) for title, text, svg, legend in figures if svg is not None]
         for section, figures in made.items()
     }
+
+
+def _error(point: Mapping[str, Any]) -> float:
+    """Standard error over seeds; nothing is drawn where there is one seed."""
+    return point["score_se"] if _known(point["score_se"]) else 0.0
 
 
 def _heading(axes: Axes, title: str, beside: str = "") -> None:

@@ -78,7 +78,7 @@ def plan(study: StudyConfig) -> list[PlannedRun]:
         for start in study.starts
         for size in study.sizes
         for label, line in study.methods.items()
-        if number < len(line.tried()) and (number == 0 or study.cross == "full" or _main(study, start, size))
+        if number < len(line.tried()) and (_main(study, start, size) or _further(study, label, number))
     ]
     seen: dict[str, PlannedRun] = {}
     for run in runs:
@@ -93,6 +93,11 @@ def plan(study: StudyConfig) -> list[PlannedRun]:
 
 def _main(study: StudyConfig, start: str, size: int | None) -> bool:
     return start == study.main_start and size == study.sizes[0]
+
+
+def _further(study: StudyConfig, label: str, number: int) -> bool:
+    """Whether this setting of a line is tried with further starts and sizes."""
+    return study.crosses(label) and (number == 0 or study.cross == "full")
 
 
 def _run(

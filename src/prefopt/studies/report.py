@@ -17,6 +17,7 @@ from ..reporting.sections import Tile, number, signed
 from ..reporting.svg import standalone
 from .figures import study_figures
 from .plan import short
+from .summary import rising
 from .table import Table
 
 SHOWN_FAILURES = 6
@@ -68,7 +69,9 @@ def context(table: Table) -> dict[str, Any]:
         "thresholds": [f"{d:g}" for d in table.thresholds],
         "scenarios": found.get("scenarios") or {},
         "start_names": list(table.configuration["starts"]),
+        "start_scores": {s: numbers.get(table.score) for s, numbers in table.starts.items()},
         "sizes": found.get("sizes") or {},
+        "size_names": sorted(table.sizes, key=rising),
         "rows": [{**row, "setting": _setting(row["point"])} for row in table.scored()],
         "config": yaml.safe_dump(table.configuration, sort_keys=False, allow_unicode=True),
         "versions": table.versions,

@@ -166,27 +166,33 @@ def scenarios(rows: Sequence[Row], starts: Sequence[str], size: int | None) -> d
 
 
 def sizes(
-    rows: Sequence[Row], start: str, start_score: float | None, wanted: Sequence[int | None]
-) -> dict[str, list[dict[str, Any]]]:
-    """Label -> its central setting by rising size (all rows last), with the share of the largest size's gain over the
-    start that each size gives (missing where there is no gain to share)."""
-    central = per_point([r for r in rows if r["central"] and r["start"] == start])
-    found: dict[str, list[dict[str, Any]]] = {}
+    rows: Sequence[Row], starts: Mapping[str, float | None], wanted: Sequence[int | None]
+) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Label -> start -> its central setting by rising size (all rows last), with the share of the largest size's gain
+    over the start that each size gives (missing where there is no gain to share). Only what was tried on several sizes.
+
+    starts: label -> the start model's own score.
+    """
+    central = [p for p in per_point([r for r in rows if r["central"]]) if p["size"] in wanted]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for label, own in _by(central, "label").items():
-        ordered = sorted(
-            (p for p in own if p["size"] in wanted), key=lambda p: math.inf if p["size"] is None else p["size"]
-        )
-        whole = None if start_score is None else ordered[-1]["score"] - start_score
-        found[label] = [
-            {
-                **p,
-                "share_of_gain": (p["score"] - start_score) / whole
-                if whole and start_score is not None and whole > 0
-                else None,
-            }
-            for p in ordered
-        ]
+        for start, points in _by(own, "start").items():
+            if len(points) > 1:
+                ordered = sorted(points, key=lambda p: rising(p["size"]))
+                found.setdefault(label, {})[start] = _shares(ordered, starts.get(start))
     return found
+
+
+def rising(size: int | None) -> float:
+    """Order of sizes: all rows last."""
+    return math.inf if size is None else size
+
+
+def _shares(points: Sequence[Mapping[str, Any]], own: float | None) -> list[dict[str, Any]]:
+    whole = 0.0 if own is None else points[-1]["score"] - own
+    return [
+        {**p, "share_of_gain": (p["score"] - own) / whole if own is not None and whole > 0 else None} for p in points
+    ]
 
 
 def _by(rows: Iterable[Mapping[str, Any]], key: str) -> dict[str, list[Any]]:

@@ -66,14 +66,14 @@ class Table:
 
     def summary(self) -> dict[str, Any]:
         """By method, by scenario and by size; see `summary.py`."""
-        rows, (start, size) = self.scored(), self.main
+        rows, (_, size) = self.scored(), self.main
         found: dict[str, Any] = {"methods": summary.methods(rows, self.main, self.percentiles, self.thresholds)}
         labels = list(self.configuration["starts"])
         if len(labels) > 1:
             found["scenarios"] = summary.scenarios(rows, labels, size)
         if len(self.sizes) > 1:
-            own = self.starts.get(start, {}).get(self.score)
-            found["sizes"] = summary.sizes(rows, start, own, self.sizes)
+            own = {label: self.starts.get(label, {}).get(self.score) for label in labels}
+            found["sizes"] = summary.sizes(rows, own, self.sizes)
         return found
 
 
