@@ -12,7 +12,6 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from prefopt.errors import PrefoptError
 from prefopt.worlds.cache import World, build_once, folder_once
@@ -21,7 +20,7 @@ from prefopt.worlds.reviews.corpus import Film, films, review
 from prefopt.worlds.reviews.grammar import RULES
 from prefopt.worlds.reviews.labels import Dials, first_wins, utilities
 from prefopt.worlds.reviews.sample import sample
-from prefopt.worlds.reviews.sft import Size, encode, fit, fit_tokenizer, new_model
+from prefopt.worlds.reviews.sft import Size, encode, fit, fit_tokenizer, new_model, save
 
 VERSION = "2"  # raise it whenever the built files change
 # Sums in floating point depend on the number of threads: a fixed number makes builds equal bit for bit.
@@ -105,24 +104,14 @@ def _make_base(folder: Path, size: str, seed: int, progress: bool) -> Mapping[st
 
 def _model_and_samples(folder: Path, size: Size, seed: int, progress: bool) -> Mapping[str, Any]:
     rng = random.Random(f"reviews {seed}")  # noqa: S311
-    seen, unseen = _split_titles(rng)
+    seen, unseen = split_titles(rng)
     corpus = films(rng, size.batch * size.steps, seen)
     reviews = [review(rng, film) for film in corpus]
     prompts = [film.prompt for film in corpus]
     tokenizer = fit_tokenizer([a + b for a, b in zip(prompts[:6000], reviews, strict=False)], size.vocabulary)
     model = new_model(tokenizer, size)
     loss = fit(model, encode(tokenizer, prompts, reviews), size, rng, progress)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save(model, tokenizer, folder / "model")
 
     asked, copies = _asked(rng, size, seen, unseen)
     flat = [film.prompt for film, count in zip(asked, copies, strict=True) for _ in range(count)]
@@ -138,7 +127,8 @@ def _model_and_samples(folder: Path, size: Size, seed: int, progress: bool) -> M
     return {"parameters": sum(p.numel() for p in model.parameters()), "loss": loss, **_averages(parts["train"])}
 
 
-def _split_titles(rng: random.Random) -> tuple[list[str], list[str]]:
+def split_titles(rng: random.Random) -> tuple[list[str], list[str]]:
+    """Titles that training data may name, and those of held-out data alone."""
     titles = list(RULES["title"])
     rng.shuffle(titles)
     cut = int(len(titles) * HELDOUT_TITLES)
