@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,20 @@ def test_runs_are_named_by_what_they_depend_on(tmp_path: Path, text_model: Path,
     study = make_study(content(tmp_path, text_model, pairs_file))
     (tmp_path / "held.jsonl").write_text((tmp_path / "train.jsonl").read_text())
     assert not {run.name for run in plan(study)} & set(first.values())  # the same path, other rows
+
+
+def test_runs_are_named_by_what_their_sources_hold(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
+    def names(folder: Path) -> list[str]:
+        line = {"method": "tis-dpo", "settings": {"sources.positive": str(folder), "sources.negative": str(text_model)}}
+        return [r.name for r in plan(make_study(content(tmp_path, text_model, pairs_file, methods={"tis": line})))]
+
+    source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
+    shutil.copytree(text_model, source)
+    first = names(source)
+    shutil.copytree(source, elsewhere)
+    assert names(elsewhere) == first
+    (source / "config.json").write_text("{}")
+    assert names(source) != first
 
 
 def test_other_starts_and_sizes_take_the_central_setting(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:

@@ -184,7 +184,19 @@ def _digest(hashes: Hashes, content: Mapping[str, Any], measured: list[Any]) -> 
         "train": {k: v for k, v in content["train"].items() if k not in QUIET},
     }
     read = [*_listed(content["data"].get("path")), str(content["method"]["name"])]
-    return _hash_of([VERSION, depends, [hashes.of(path) for path in read], measured])
+    return _hash_of([VERSION, _by_content(hashes, depends), [hashes.of(path) for path in read], measured])
+
+
+def _by_content(hashes: Hashes, value: Any) -> Any:
+    """`value` with every path in it that is there (of a source, a reference, a rollout's reward) as what it holds."""
+    if isinstance(value, Mapping):
+        return {key: _by_content(hashes, inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_content(hashes, inner) for inner in value]
+    if not isinstance(value, str) or os.sep not in value:
+        return value
+    path, _, name = value.rpartition(":") if value.rpartition(":")[0] else (value, "", "")
+    return [hashes.of(path), name] if Path(path).expanduser().exists() else value
 
 
 def _hash_of(what: Any) -> str:
