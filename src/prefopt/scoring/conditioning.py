@@ -43,6 +43,27 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
     return out[0]
 
 
+def guided(
+    denoiser: nn.Module,
+    kind: Kind,
+    noisy: Tensor,
+    time: Tensor,
+    condition: Mapping[str, Tensor],
+    empty: Mapping[str, Tensor],
+    guidance: float,
+) -> Tensor:
+    """The answer under classifier-free guidance [R, C, H, W]: unguided + guidance (conditional - unguided).
+
+    empty: the condition of the empty caption, without batch axis. Both halves are one call of the network, and
+    gradient flows through both; guidance 1 is the conditional answer alone.
+    """
+    if guidance == 1:
+        return predict(denoiser, kind, noisy, time, condition)
+    both = {n: torch.cat([empty[n].to(x).expand_as(x), x]) for n, x in condition.items()}
+    free, told = predict(denoiser, kind, torch.cat([noisy, noisy]), torch.cat([time, time]), both).chunk(2)
+    return free + guidance * (told - free)
+
+
 def time_ids(resolution: int) -> Tensor:
     """[6] SDXL's (original height, width, crop top, left, target height, width); officially (R,R,0,0,R,R)."""
     return torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
