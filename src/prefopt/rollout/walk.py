@@ -21,7 +21,7 @@ Noise = Callable[[int], Tensor]
 class Step(NamedTuple):
     """One step of N samples."""
 
-    index: int
+    number: int
     t: Tensor  # [N] where it starts ...
     to: Tensor  # [N] ... and where it lands
     state: Tensor  # [N, C, H, W] x_t
@@ -47,7 +47,7 @@ def walk(
     t, to   [S] for all samples, or [S, N] for each its own; see `transitions.grid`
     eta     0: deterministic (then `noise` is not asked); diffusion models only otherwise
     noise   the noise of step i [N, C, H, W]; whoever walks draws it, so that a run can be made again
-    first   the number of the first step, for `noise` and `Step.index`
+    first   the number of the first step, for `noise` and `Step.number`
     """
     state = start
     for i, (here, there) in enumerate(zip(t, to, strict=True), first):
