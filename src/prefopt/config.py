@@ -84,8 +84,10 @@ class DenoisingConfig(Section):
     """Diffusion only."""
 
     resolution: int | None = Field(None, ge=8, description="of the training images; None: the model's own")
-    caption_dropout: Fraction = Field(
-        0.2, description="share of pairs whose caption is emptied, so guidance keeps working"
+    caption_dropout: Fraction | None = Field(
+        None,
+        description="share of pairs whose caption is emptied, so guidance keeps working; None: 0.2, or what the method's "
+        "way of noising has",
     )
     random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
     flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")

@@ -51,18 +51,22 @@ class ImageSet:
     captions: list[Path]
     shared: dict[str, Tensor]  # conditions that are the same for all
     held_out: bool = False
+    blank: tuple[int, ...] = ()  # [C, h, w] of a caption without images: it gets one of zeros
     tokens: np.ndarray = field(init=False)  # [n] cost of each example: its number of images
 
     def __post_init__(self) -> None:
-        self.tokens = np.array([len(e.responses) for e in self.examples])
+        self.tokens = np.array([max(1, len(e.responses)) for e in self.examples])
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> EncodedImages:
         latents = [[_read(view) for view in image] for image in self.images[index]]
-        mean = torch.stack([torch.stack([v["mean"] for v in image]) for image in latents])
-        std = torch.stack([torch.stack([v["std"] for v in image]) for image in latents])
+        if latents:
+            mean = torch.stack([torch.stack([v["mean"] for v in image]) for image in latents])
+            std = torch.stack([torch.stack([v["std"] for v in image]) for image in latents])
+        else:
+            mean = std = torch.zeros(1, 1, *self.blank)
         condition, example = _read(self.captions[index]) | self.shared, self.examples[index]
         return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out)
 
@@ -100,7 +104,7 @@ def encode_examples(
             _write(path, {"mean": mean, "std": std})
     captions = encode_captions([str(e.prompt) for e in examples], model, cache=cache, progress=progress)
     shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
-    return ImageSet(list(examples), images, captions, shared, held_out)
+    return ImageSet(list(examples), images, captions, shared, held_out, model.latent_shape)
 
 
 def encode_captions(
@@ -173,7 +177,7 @@ def _places(
     wanted: dict[Path, tuple[Path, Any, Example]] = {}
     places = []
     for example in examples:
-        names = [_digest(_content(image, example)) for image in example.responses]
+        names = [_digest(content_of(image, example)) for image in example.responses]
         row = [[folder / f"{name}{view}.safetensors" for view in views] for name in names]
         for image, paths in zip(example.responses, row, strict=True):
             wanted |= {p: (p, image, example) for p in paths if p not in wanted}
@@ -187,7 +191,7 @@ def _pixels(path: Path, image: Any, example: Example, resolution: int) -> Tensor
     return pixels.flip(-1) if path.stem.endswith("-flipped") else pixels
 
 
-def _content(value: Any, example: Example) -> bytes:
+def content_of(value: Any, example: Example) -> bytes:
     """The bytes that decide how an image looks, without decoding it where that can be avoided."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")

@@ -43,6 +43,12 @@ class ImageModel:
         parts = self.pipeline.components.items()
         return {n: m for n, m in parts if isinstance(m, nn.Module) and m is not self.denoiser}
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of one image."""
+        factor = self.pipeline.vae_scale_factor if self.pipeline.components.get("vae") is not None else 1
+        return self.denoiser.config.in_channels, self.resolution // factor, self.resolution // factor
+
     @torch.no_grad()
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"text": [N, L, D]} and, for SDXL and SD3, {"pooled": [N, E]}, by the pipeline's own rule.

@@ -26,7 +26,7 @@ from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .base import Draw, Needs, Scored, Shapes
 from .conditioning import CONDITIONS, Kind, predict
-from .noising import Inputs, Noising, noising_for
+from .noising import Inputs, Network, Noising, noising_for
 from .noising.base import NOISINGS
 from .schedules import Level, Schedule
 
@@ -55,6 +55,7 @@ class ImageBatch:
     t: Tensor  # [G] the same as drawn: an index, or s of flow models
     condition: dict[str, Tensor]  # name -> [G, ...]
     notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
+    drawn: dict[str, Tensor] = field(default_factory=dict)  # [R, ...] what the way of noising draws itself
     apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
     filler: bool = False
 
@@ -70,9 +71,11 @@ class ImageBatch:
         tensors: dict[str, Any] = {
             n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time", "t")
         }
-        condition, notes = ({k: move(v) for k, v in d.items()} for d in (self.condition, self.notes))
+        named: dict[str, Any] = {
+            n: {k: move(v) for k, v in getattr(self, n).items()} for n in ("condition", "notes", "drawn")
+        }
         apart = {k: b.to(device) for k, b in self.apart.items()}
-        return replace(self, **tensors, condition=condition, notes=notes, apart=apart)
+        return replace(self, **tensors, **named, apart=apart)
 
     def counts(self) -> dict[str, Tensor]:
         """{"responses": [R, 1]}: every image sums over all its C*H*W elements; likewise the row sets apart."""
@@ -85,10 +88,12 @@ class DenoisingScorer:
     """The `Scorer` of images.
 
     empty           condition of the empty caption, without batch axis
-    caption_dropout probability that a whole group is denoised without its caption (keeps guidance working)
+    caption_dropout probability that a whole group is denoised without its caption (keeps guidance working); None: as
+                    the way of noising has it
     reference       a frozen network; None: the policy with its adapters switched off
     notes           annotations that the data has
     noising         how inputs are noised; by default the forward process
+    teacher         the network that such a way asks, where it asks another than the policy
     """
 
     def __init__(
@@ -98,21 +103,25 @@ class DenoisingScorer:
         empty: Mapping[str, Tensor],
         *,
         seed: int = 0,
-        caption_dropout: float = 0.2,
+        caption_dropout: float | None = None,
         reference: nn.Module | None = None,
         notes: Iterable[str] = (),
         noising: Noising | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
-        if not 0 <= caption_dropout <= 1:
+        self.noising = noising or noising_for({})
+        self.caption_dropout = self.noising.caption_dropout if caption_dropout is None else caption_dropout
+        if not 0 <= self.caption_dropout <= 1:
             raise PrefoptError(f"caption_dropout {caption_dropout} must lie in [0, 1]")
         if reference is not None and any(p.requires_grad for p in reference.parameters()):
             raise PrefoptError("the reference network is trainable; freeze it (requires_grad_(False)) before scoring")
         if seed < 0:
             raise PrefoptError(f"seed {seed} must not be negative")
         self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
-        self.seed, self.caption_dropout, self.reference = seed, caption_dropout, reference
+        if (teacher is None) != (self.noising.teacher_rate is None):
+            raise PrefoptError(f"a teacher is needed where the way of noising asks one: '{self.noising.name}'")
+        self.seed, self.reference, self.teacher = seed, reference, teacher
         self.notes = set(notes)
-        self.noising = noising or noising_for({})
         self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
@@ -147,6 +156,7 @@ class DenoisingScorer:
             t=t,
             condition={n: torch.stack([g["condition"][n] for g in groups]) for n in CONDITIONS[self.kind]},
             notes=_notes(shown),
+            drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
         )
 
     def _group(self, draw: Draw, images: ImageExample) -> dict[str, Any]:
@@ -160,8 +170,10 @@ class DenoisingScorer:
         view = torch.randint(views, (k,), generator=generator)
         mean, std = images.mean[torch.arange(k), view], images.std[torch.arange(k), view]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
+        drawn = self.noising.draw(latents.shape, self.schedule, generator)
         self._require(example.condition, f"example {example.index}")
-        return {"t": t, "noise": noise, "latents": latents, "condition": self.empty if dropped else example.condition}
+        condition = self.empty if dropped else example.condition
+        return {"t": t, "noise": noise, "latents": latents, "condition": condition, "drawn": drawn}
 
     def _require(self, condition: Mapping[str, Tensor], where: str) -> None:
         missing = [n for n in CONDITIONS[self.kind] if n not in condition]
@@ -185,15 +197,11 @@ class DenoisingScorer:
         def answer(net: nn.Module, noisy: Tensor, time: Tensor) -> Tensor:
             return predict(net, self.kind, noisy, time, condition).to(precise)
 
-        @torch.no_grad()
-        def policy(noisy: Tensor, time: Tensor) -> Tensor:
-            return answer(model, noisy, time)
-
-        seen = self.noising(self._inputs(batch, precise), self.schedule, policy)
+        seen = self.noising(self._inputs(batch, precise), self.schedule, self._asked(model, condition, precise))
 
         def errors(net: nn.Module) -> Scores:
-            gap = answer(net, seen.noisy, seen.time) - seen.goal
-            values = -gap.square().flatten(1).sum(1, keepdim=True)
+            each = self.noising.error(answer(net, seen.noisy, seen.time), seen, self.schedule)
+            values = -each.flatten(1).sum(1, keepdim=True)
             return Scores(values, torch.full_like(values, float(seen.goal[0].numel())))
 
         scores = {}
@@ -204,12 +212,25 @@ class DenoisingScorer:
             scores["policy"] = errors(model)
         return scores
 
+    def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
+        """The network that a way of noising may ask: the policy, or its teacher."""
+        net = model if self.teacher is None else self.teacher.to(next(model.parameters()).device)
+
+        @torch.no_grad()
+        def ask(noisy: Tensor, time: Tensor, *, rows: Tensor | None = None, empty: bool = False) -> Tensor:
+            said = condition if rows is None else {n: x[rows] for n, x in condition.items()}
+            if empty:
+                said = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
+            return predict(net, self.kind, noisy, time, said).to(dtype)
+
+        return ask
+
     def _inputs(self, batch: ImageBatch, dtype: torch.dtype) -> Inputs:
         group = batch.notes["group"]
         noise = batch.noise.to(dtype)
         level = Level(batch.signal.to(dtype)[group], batch.sigma.to(dtype)[group], batch.time[group])
         shared = noise[group] if self.noising.shared else noise
-        return Inputs(batch.latents.to(dtype), shared, level, batch.t[group])
+        return Inputs(batch.latents.to(dtype), shared, level, batch.t[group], batch.drawn)
 
     def _by_reference(self, model: nn.Module, errors: Callable[[nn.Module], Scores], device: torch.device) -> Scores:
         if self.reference is not None:

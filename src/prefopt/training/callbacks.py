@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class AfterStep(transformers.TrainerCallback):
-    """Advances the method's state, and a reference that moves, once an optimiser step."""
+    """Advances the method's state, and networks that follow the policy, once an optimiser step."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
@@ -25,7 +25,7 @@ class AfterStep(transformers.TrainerCallback):
             p.grad = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if (moving := self.trainer.task.moving) is not None:
+        for moving in self.trainer.task.moving.values():
             moving.after(state.global_step, self.trainer.task.model)
 
 

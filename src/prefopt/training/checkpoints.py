@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 WHOLE = "whole"  # a file whose presence says that everything else in the folder is complete
 STATES, MODULES = "method_states.safetensors", "method_modules.safetensors"
-REFERENCE = "reference.safetensors"  # weights of a reference that moves
 
 
 def save_method(folder: Path, states: Mapping[str, Tensor], modules: nn.ModuleDict) -> None:

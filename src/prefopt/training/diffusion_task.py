@@ -17,6 +17,7 @@ from ..errors import PrefoptError
 from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
+from ..scoring.moving import Moving
 from ..scoring.noising import noising_for
 from ..scoring.schedules import Schedule
 from .following import following, kind_of_reference
@@ -41,6 +42,9 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     identity = fingerprint({"denoiser": model.denoiser})
     kind = _reference_kind(config) if "scores:reference" in needs else None
     frozen = _frozen(config, model) if kind == "frozen" else None
+    noising = noising_for(needs)
+    # float32 whatever the policy is in: the small steps of a running mean would round away
+    teacher = None if noising.teacher_rate is None else copy.deepcopy(model.denoiser).float()
     net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
     if kind == "adapter_off":
         _refuse_noise(net)
@@ -53,7 +57,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         caption_dropout=config.denoising.caption_dropout,
         reference=frozen,
         notes=data.record["notes"],
-        noising=noising_for(needs),
+        noising=noising,
+        teacher=teacher,
     )
     record: dict[str, Any] = {
         "data": data.record,
@@ -73,7 +78,9 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         trained.to("cpu")
         save_image_model(model, folder)
 
-    moving = None if frozen is None else following(config.reference, frozen, net)
+    moving = {} if frozen is None else following(config.reference, frozen, net)
+    if teacher is not None and noising.teacher_rate is not None:
+        moving["teacher"] = Moving(teacher, noising.teacher_rate, 1).check(net)
     return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving)
 
 

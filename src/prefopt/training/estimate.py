@@ -54,7 +54,7 @@ def estimate(task: Task, args: Any, examples_per_step: int, needs: Needs | None 
     weights = sum(p.numel() * p.element_size() for p in parameters)
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     copied = task.record.get("reference", {}).get("kind") == "frozen"
-    moving = sum(p.numel() * p.element_size() for p in task.moving.reference.parameters()) if task.moving else 0
+    moving = sum(p.numel() * p.element_size() for m in task.moving.values() for p in m.reference.parameters())
     return Estimate(
         examples=n,
         amount=int(task.train.tokens.sum()),

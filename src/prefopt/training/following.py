@@ -26,8 +26,8 @@ def kind_of_reference(config: ReferenceConfig) -> str:
     return "frozen"
 
 
-def following(config: ReferenceConfig, reference: nn.Module, policy: nn.Module) -> Moving | None:
-    """The rule by which `reference` follows `policy`; None where it stays."""
+def following(config: ReferenceConfig, reference: nn.Module, policy: nn.Module) -> dict[str, Moving]:
+    """The rule by which `reference` follows `policy`, as a task's `moving`; none where it stays."""
     if not config.moves:
-        return None
-    return Moving(reference, config.mixup_alpha or 1.0, config.sync_steps or 1).check(policy)
+        return {}
+    return {"reference": Moving(reference, config.mixup_alpha or 1.0, config.sync_steps or 1).check(policy)}

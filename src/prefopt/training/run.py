@@ -112,7 +112,7 @@ def _train(
         trainer = Trainer(task, method, args, per_step)
         if trainer.sharded and kind == "diffusion":
             raise PrefoptError("image models cannot be sharded (FSDP, ZeRO-3) here: launch with configs/multi_gpu.yaml")
-        if trainer.sharded and task.moving is not None:
+        if trainer.sharded and task.moving:
             raise PrefoptError(
                 "a reference that moves (reference.mixup_alpha, reference.sync_steps) needs the whole weights on every "
                 "process: launch with configs/multi_gpu.yaml, or train an adapter without sharding"

@@ -38,6 +38,6 @@ class Task:
     processing_class: Any = None  # tokenizer, written beside checkpoints
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None
-    moving: Moving | None = None  # the reference, where it follows the policy
+    moving: dict[str, Moving] = field(default_factory=dict)  # what follows the policy: "reference", "teacher"
     # token ids that the model as it is now says to the prompts of examples, each: (examples, number, most tokens, seed)
     answer: Callable[[Sequence[Any], int, int, int], list[list[list[int]]]] | None = None

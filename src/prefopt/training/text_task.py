@@ -74,7 +74,7 @@ def text_task(config: RunConfig, method: Method) -> Task:
         record["reference"] = {"kind": _kind_of(reference), "identity": reference.identity}
     if config.sources:
         record["sources"] = sources.record()
-    moving = following(config.reference, reference.model, model) if isinstance(reference, FrozenReference) else None
+    moving = following(config.reference, reference.model, model) if isinstance(reference, FrozenReference) else {}
     save = _saver(loaded)
     data = (prepared.train, prepared.eval)
 

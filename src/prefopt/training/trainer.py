@@ -231,7 +231,7 @@ class Trainer(transformers.Trainer):
                 f"before the first step policy and reference differ by {gap.max():.3g} per element (tolerance {tolerance:g}): "
                 "the reference is not the starting model, or the model computes at random (dropout, noise)"
             )
-        if step > 0 and gap.max() == 0 and self.task.moving is None:
+        if step > 0 and gap.max() == 0 and "reference" not in self.task.moving:
             raise PrefoptError(
                 f"after {step} steps the policy still equals its reference exactly: nothing is trained. Is the learning rate "
                 "zero, everything frozen, or the weights bfloat16 (small updates round away: load float32 with train.bf16)?"
@@ -290,21 +290,21 @@ class Trainer(transformers.Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.save_method(folder, self.method_states.values, self.method_modules)
-            if self.task.moving is not None:
-                checkpoints.save_tensors(folder / checkpoints.REFERENCE, self.task.moving.state(self.task.model))
+            for name, moving in self.task.moving.items():
+                checkpoints.save_tensors(folder / f"{name}.safetensors", moving.state(self.task.model))
             checkpoints.mark_whole(folder)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(self.args.output_dir), save_total_limit=self._keep, best_model_checkpoint=best)
         self.accelerator.wait_for_everyone()
 
     def restore_method(self, folder: Path) -> None:
-        """The method's state and parameters, and a reference that moves, as they were at a checkpoint."""
+        """The method's state and parameters, and networks that follow the policy, as they were at a checkpoint."""
         self._initialise_method()
         with _reading(folder):
             json.loads((folder / "trainer_state.json").read_text())  # transformers reads it later, without words
             self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
-            if self.task.moving is not None:
-                self.task.moving.load(checkpoints.load_file(folder / checkpoints.REFERENCE))
+            for name, moving in self.task.moving.items():
+                moving.load(checkpoints.load_file(folder / f"{name}.safetensors"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading(resume_from_checkpoint):

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ...errors import PrefoptError
 from ..schedules import Level, Schedule, noised, target
 
-Network = Callable[[Tensor, Tensor], Tensor]
-"""(noisy latents [R, C, H, W], times [R]) -> answer [R, C, H, W] under each row's own condition, without gradient."""
+
+class Network(Protocol):
+    """A network's answer [N, C, H, W] to noisy latents [N, C, H, W] at times [N], without gradient.
+
+    rows: which rows of the batch these are, whose captions they are denoised under; None: all. empty: under the empty
+    caption instead.
+    """
+
+    def __call__(self, noisy: Tensor, time: Tensor, *, rows: Tensor | None = None, empty: bool = False) -> Tensor: ...
+
 
 NOISINGS: dict[str, type[Noising]] = {}
 
@@ -26,6 +36,7 @@ class Inputs(NamedTuple):
     noise: Tensor  # [R, C, H, W] as drawn: shared by a group, or each image's own
     level: Level  # coefficients (in that precision) and times [R]
     t: Tensor  # [R] the times of `level` as the schedule draws them: an index, or s of flow models
+    drawn: Mapping[str, Tensor] = MappingProxyType({})  # [R, ...] what this way of noising draws beside them
 
 
 class Noised(NamedTuple):
@@ -43,9 +54,29 @@ class Noising:
     name: ClassVar[str]
     flows: ClassVar[bool] = True  # does it have a meaning for flow models?
     shared: ClassVar[bool] = True  # is one noise drawn for a group, or one for each image?
+    caption_dropout: ClassVar[float] = 0.2  # where the configuration says nothing
 
     def __call__(self, x: Inputs, schedule: Schedule, policy: Network) -> Noised:
+        """`policy`: as it is now, or the mean of its past where `teacher_rate` says so."""
         raise NotImplementedError
+
+    @property
+    def teacher_rate(self) -> float | None:
+        """The network asked is a running mean of the policy, net <- a policy + (1 - a) net; None: the policy itself."""
+        return None
+
+    @property
+    def reads_images(self) -> bool:
+        """False: it starts from noise, so that captions alone are data; its latents are zeros."""
+        return True
+
+    def draw(self, shape: torch.Size, schedule: Schedule, generator: torch.Generator) -> dict[str, Tensor]:
+        """What is random beside time and noise, [k, ...] each, for k images of `shape` [k, C, H, W]."""
+        return {}
+
+    def error(self, answer: Tensor, seen: Noised, schedule: Schedule) -> Tensor:
+        """[R, C, H, W] what is summed over elements and counts as minus the score of an answer [R, C, H, W]."""
+        return (answer - seen.goal).square()
 
     def __init_subclass__(cls) -> None:
         NOISINGS[cls.name] = cls
