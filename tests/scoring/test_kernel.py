@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefopt import PrefoptError
 from prefopt.scoring.kernel import Head, Reference, token_numbers
 
 K, V, H = 13, 37, 6
-WANT = ("logps", "entropy", "token_kl")
+WANT = ("logps", "entropy", "token_kl", "log_collision")
 HEADS = [(1.0, None), (0.4, None), (1.0, 3.0), (2.5, 1.5)]
 
 
@@ -33,6 +35,7 @@ def plain(hidden: Tensor, head: Head, targets: Tensor, reference: Reference | No
 
     p = logps(hidden, head)
     out = {"logps": p.gather(1, targets[:, None])[:, 0], "entropy": -(p.exp() * p).sum(-1)}
+    out["log_collision"] = p.exp().square().sum(-1).log()
     if reference is not None:
         q = logps(reference.hidden, reference.head)
         out["token_kl"] = (q.exp() * (q - p)).sum(-1)
@@ -42,6 +45,11 @@ def plain(hidden: Tensor, head: Head, targets: Tensor, reference: Reference | No
 def a_reference() -> Reference:
     hidden, weight, bias, _ = inputs(seed=5)
     return Reference(hidden, Head(weight, bias, 0.7, 4.0))
+
+
+def a_float32_reference() -> Reference:
+    hidden, weight, _, _ = inputs(dtype=torch.float32, seed=5)
+    return Reference(hidden, Head(weight))
 
 
 @pytest.mark.parametrize(("scale", "cap"), HEADS)
@@ -141,24 +149,33 @@ def test_half_precision_and_autocast(dtype: torch.dtype, frozen: bool) -> None:
         assert frozen or w.grad.dtype == w.dtype
 
 
-def test_kept_probabilities_respect_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a trainable head no tensor of K x V is made when the budget does not hold it."""
-    biggest = 0
-    softmax = torch.log_softmax
+class Biggest(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that an operation gave."""
 
-    def watch(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        nonlocal biggest
-        biggest = max(biggest, x.untyped_storage().nbytes() // x.element_size())
-        return softmax(x, *args, **kwargs)
+    seen = 0
 
-    monkeypatch.setattr(torch, "log_softmax", watch)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, Tensor):
+                self.seen = max(self.seen, x.untyped_storage().nbytes() // x.element_size())
+        return out
+
+
+@pytest.mark.parametrize("trains", ["hidden", "head"])
+@pytest.mark.parametrize(
+    ("want", "keep", "most"), [(("logps",), 0, 8), (("logps",), 1 << 20, K), (("logps", "token_kl"), 1 << 20, 12)]
+)
+def test_no_tensor_of_tokens_by_vocabulary(trains: str, want: tuple[str, ...], keep: int, most: int) -> None:
+    """Four rows at a time: their numbers and a spare tile, with the KL the reference's too. Only log-probabilities of a
+    head that trains are kept whole, where the budget holds them."""
     hidden, weight, bias, targets = inputs(dtype=torch.float32)
-    for keep, most in ((0, 4 * V), (1 << 20, K * V)):
-        biggest = 0
-        token_numbers(hidden, Head(weight.requires_grad_(), bias), targets, tile=4, keep_bytes=keep)[
-            "logps"
-        ].sum().backward()
-        assert biggest == most
+    leaf = (hidden if trains == "hidden" else weight).requires_grad_()
+    with Biggest() as biggest:
+        told = token_numbers(hidden, Head(weight, bias), targets, want, a_float32_reference(), tile=4, keep_bytes=keep)
+        sum(x.sum() for x in told.values()).backward()
+    assert leaf.grad is not None
+    assert biggest.seen == (8 if trains == "hidden" and most == K else most) * len(weight)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -201,9 +218,11 @@ def test_a_word_of_probability_zero_counts_nothing(frozen: bool) -> None:
     entropy = -(p[:, 2:].exp() * p[:, 2:]).sum(-1)
     torch.testing.assert_close(out["token_kl"], kl)
     torch.testing.assert_close(out["entropy"], entropy)
+    collision = p[:, 2:].exp().square().sum(-1).log()
+    torch.testing.assert_close(out["log_collision"], collision)
     leaves = [h] if frozen else [h, w]
-    got = torch.autograd.grad(2 * out["token_kl"].sum() + out["entropy"].sum(), leaves)
-    for g, want in zip(got, torch.autograd.grad(2 * kl.sum() + entropy.sum(), leaves), strict=True):
+    got = torch.autograd.grad(2 * out["token_kl"].sum() + (out["entropy"] + out["log_collision"]).sum(), leaves)
+    for g, want in zip(got, torch.autograd.grad(2 * kl.sum() + (entropy + collision).sum(), leaves), strict=True):
         torch.testing.assert_close(g, want, atol=1e-12, rtol=1e-10)
 
 

@@ -97,6 +97,15 @@ class _Spec:
     def tiles(self, k: int) -> Iterator[slice]:
         return (slice(i, min(i + self.rows, k)) for i in range(0, k, self.rows))
 
+    def room(self, hidden: Tensor, weight: Tensor, spare: bool) -> Tensor:
+        """[n, rows, V] what the tiles of one pass are computed in: their own numbers, the reference's, and a spare one.
+
+        One block for all tiles: blocks that come and go between activations leave holes that nothing gives back.
+        """
+        told = "token_kl" in self.want
+        shape = 1 + told + (spare or told), min(self.rows, len(hidden)), len(weight)
+        return hidden.new_empty(shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+
 
 class _TokenNumbers(torch.autograd.Function):
     @staticmethod
@@ -109,9 +118,10 @@ class _TokenNumbers(torch.autograd.Function):
         fits = k * len(weight) * hidden.element_size() <= spec.keep_bytes
         keep = head_trains and fits and spec.want == ("logps",) and spec.cap is None
         kept = hidden.new_empty(k, len(weight)) if keep else None
+        shared = kept is not None and kept.dtype == precision  # the tiles of `kept` are computed in it
+        room = kept[None] if kept is not None and shared else spec.room(hidden, weight, spare=frozen)
         for t in spec.tiles(k):
-            room = kept[t] if kept is not None and kept.dtype == precision else None
-            tile = _Tile.of(hidden[t], weight, bias, targets[t], spec, t, room)
+            tile = _Tile.of(hidden[t], weight, bias, targets[t], spec, t, room[:, t] if shared else room)
             for name in spec.want:
                 out[name][t] = tile.value(name)
             for name, slope in slopes.items():
@@ -136,6 +146,7 @@ class _TokenNumbers(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = grad_bias = None
         tiles = [slice(0, len(hidden))] if probs is not None else list(spec.tiles(len(hidden)))
+        room = spec.room(hidden, weight, spare=True) if probs is None else probs
         for t in tiles:
             if probs is not None:
                 slope = probs.mul_(-spec.scale * g["logps"][:, None])
@@ -143,7 +154,7 @@ class _TokenNumbers(torch.autograd.Function):
                     slope.dtype
                 )
             else:
-                tile = _Tile.of(hidden[t], weight, bias, targets[t], spec, t)
+                tile = _Tile.of(hidden[t], weight, bias, targets[t], spec, t, room)
                 slope = tile.slope({name: x[t] for name, x in g.items()})
             if bias is not None and ctx.needs_input_grad[2]:
                 total = slope.sum(0, dtype=torch.promote_types(slope.dtype, torch.float32))
@@ -152,8 +163,7 @@ class _TokenNumbers(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[t] = _mm(slope, weight)
             if ctx.needs_input_grad[1]:
-                part = _mm(slope.t(), hidden[t])
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+                grad_weight = _add_mm(grad_weight, slope.t(), hidden[t])
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
         if bias is not None and ctx.needs_input_grad[2]:
@@ -168,20 +178,18 @@ class _Tile:
     logp: Tensor
     targets: Tensor
     spec: _Spec
+    spare: Tensor  # [t, V] memory, where the room has any
     norm: Tensor | None = None  # [t, 1] log-sum-exp: gives back the capped logits
-    reference: Tensor | None = None  # [t, V] log-probabilities of the reference
+    reference: Tensor | None = None  # [t, V] log-probabilities of the reference; once used, its probabilities
+    used: bool = False
 
     @staticmethod
     def of(
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        spec: _Spec,
-        rows: slice,
-        room: Tensor | None = None,
+        h: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, spec: _Spec, rows: slice, room: Tensor
     ) -> _Tile:
-        logits = _logits(h, weight, bias, spec.scale, spec.cap, room)
+        """room: see `_Spec.room`; the next tile is computed in the same memory."""
+        room = room[:, : len(h)]
+        logits = _logits(h, weight, bias, spec.scale, spec.cap, room[0])
         norm = logits.logsumexp(-1, keepdim=True) if spec.cap is not None else None
         reference = None
         if "token_kl" in spec.want:
@@ -189,24 +197,33 @@ class _Tile:
             other = spec.reference.head
             assert other is not None, "the entry fills in the policy's own head"
             hidden = spec.reference.hidden[rows].to(other.weight.dtype)
-            reference = _logits(hidden, other.weight, other.bias, other.scale, other.cap)
+            reference = _logits(hidden, other.weight, other.bias, other.scale, other.cap, room[1])
             reference = torch.log_softmax(reference, -1, out=reference)
-        return _Tile(torch.log_softmax(logits, -1, out=logits), targets, spec, norm, reference)
+        return _Tile(torch.log_softmax(logits, -1, out=logits), targets, spec, room[-1], norm, reference)
 
     def value(self, name: str) -> Tensor:
-        """[t]"""
+        """[t]; token_kl before any slope of it."""
         if name == "logps":
             return self.logp.gather(1, self.targets[:, None])[:, 0]
         if name == "entropy":
             return -_expected(self.logp.exp(), self.logp.clone()).sum(-1)
         if name == "log_collision":
             return (2 * self.logp).logsumexp(-1)
+        assert self.reference is not None and not self.used
+        gap = torch.sub(self.reference, self.logp, out=self.spare)
+        return _expected(self.told(), gap).sum(-1)
+
+    def told(self) -> Tensor:
+        """[t, V] probabilities of the reference, in place of their logarithms."""
         assert self.reference is not None
-        return _expected(self.reference.exp(), self.reference - self.logp).sum(-1)
+        if not self.used:
+            self.reference.exp_()
+        self.used = True
+        return self.reference
 
     def slope(self, g: dict[str, Tensor]) -> Tensor:
-        """d(sum of g * number)/d(projection) [t, V], before head scale and softcap."""
-        p = self.logp.exp()
+        """d(sum of g * number)/d(projection) [t, V], before head scale and softcap; in the spare memory."""
+        p = torch.exp(self.logp, out=self.spare)
         surprise = _expected(p, self.logp + self.value("entropy")[:, None]) if "entropy" in g else None
         on_p = [sign * g[name] for name, sign in (("logps", -1), ("token_kl", 1), ("log_collision", -2)) if name in g]
         total = p.mul_(torch.stack(on_p).sum(0)[:, None]) if on_p else p.zero_()
@@ -217,8 +234,7 @@ class _Tile:
         if "logps" in g:
             total.scatter_add_(1, self.targets[:, None], g["logps"][:, None])
         if "token_kl" in g:
-            assert self.reference is not None
-            total.addcmul_(self.reference.exp(), -g["token_kl"][:, None])
+            total.addcmul_(self.told(), -g["token_kl"][:, None])
         if self.norm is not None:
             assert self.spec.cap is not None
             total *= 1 - ((self.logp + self.norm) / self.spec.cap).square()
@@ -230,9 +246,7 @@ def _expected(p: Tensor, x: Tensor) -> Tensor:
     return x.mul_(p).masked_fill_(p == 0, 0.0)
 
 
-def _logits(
-    h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, room: Tensor | None = None
-) -> Tensor:
+def _logits(h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None, room: Tensor) -> Tensor:
     z = _mm(h, weight.t(), room)
     if bias is not None:
         z += bias
@@ -244,5 +258,14 @@ def _logits(
 def _mm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """a @ b in float32 (float64): where the device can, a half-precision product is not rounded on its way out."""
     if a.dtype in (torch.float32, torch.float64):
-        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a, b).float()
+        return torch.mm(a, b, out=out)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    return torch.mm(a, b).float() if out is None else out.copy_(torch.mm(a, b))
+
+
+def _add_mm(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b, in total's memory."""
+    if total is None:
+        return _mm(a, b)
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(_mm(a, b))
