@@ -78,7 +78,8 @@ def made_up(
     for name, axes in (shapes or {}).items():
         size = [{"R": len(count), "T": count.shape[1]}[a] if isinstance(a, str) else a for a in axes]
         whole = needs[f"features:{name}"].get("dtype") == "int"
-        scores["responses"][name] = full_precision(count).new_zeros(size, dtype=torch.long if whole else None)
+        zero = full_precision(count).new_zeros((), dtype=torch.long if whole else None)
+        scores["responses"][name] = zero.expand(size)  # in one number's memory
     return scores
 
 
