@@ -59,6 +59,7 @@ TRL = (
         {"divergence": "alpha_divergence", "alpha": 0.7},
         "alpha is 1 - TRL's coefficient",
     ),
+    Same("DPO", {"use_weighting": True}, "wpo", {}, "base is any pairwise method"),
     Same("KTO", {"loss_type": "kto"}, "kto", {}, "z0 over the whole step"),
     Same("KTO", {"loss_type": "apo_zero_unpaired"}, "apo-zero-unpaired"),
     Same("CPO", {"loss_type": "sigmoid"}, "cpo"),

@@ -67,9 +67,12 @@ def columns(name: str, spec: Mapping[str, Any], i: int, g: random.Random) -> dic
     """The columns of one annotation; none where the library makes it itself."""
     if name in SIDE_NOTES or name in GOLD_NOTES or name == "score":
         return {f"{side}_{name}": value(name, spec, g) for side in ("chosen", "rejected")}
-    if spec.get("dtype") == "int":
+    if spec.get("dtype") == "int" and "below" in spec:
         return {name: f"number {i % spec['below']}"}
-    return {name: g.random()} if spec["shape"] == "P" and "dtype" not in spec else {}
+    if spec.get("dtype") == "step":
+        return {} if "T" in spec["shape"].split() else {name: 1}
+    least = max(0.0, spec.get("within", (0.0, 1.0))[0])
+    return {name: least + g.random()} if spec["shape"] == "P" and "dtype" not in spec else {}
 
 
 def value(name: str, spec: Mapping[str, Any], g: random.Random) -> Any:
@@ -86,7 +89,7 @@ def trained(m: Method, folder: Path, model: Path, data: Path, sources: list[str]
     small = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 0}
     quiet = {"logging_steps": 1, "disable_tqdm": True, "save_strategy": "no"}
     config = {"method": m.record(), "data": {"path": str(data)}, "output": str(folder), "train": small | quiet}
-    if any(spec.get("dtype") == "common step" for spec in m.needs().values()):
+    if "notes:step_index" in m.needs():
         config["data"]["step_marker"] = r"\bThe\b"
     config["model"] = {"path": str(model), "adapter": {"r": 2} if adapter else None}
     train(make(config | {"sources": {name: {"path": str(model)} for name in sources}}))

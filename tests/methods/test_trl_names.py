@@ -59,6 +59,8 @@ def test_the_table_is_true(row, seed):
     hyper = dict(row.mine)
     if row.method == "mpo":
         hyper |= {"preference": {"beta": BETA}, "quality": {"name": "bco", "shift": False, "beta": BETA}}
+    elif row.method == "wpo":
+        hyper = {"base": {"beta": BETA}}
     elif row.method != "sft":
         hyper = {"beta": BETA} | hyper
     if row.trainer == "KTO":

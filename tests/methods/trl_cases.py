@@ -55,9 +55,15 @@ class Table(nn.Module):
         return types.SimpleNamespace(
             log_probs=logps,
             entropy=torch.zeros_like(logps),
+            log_sum_sq_probs=collision(logps),
             mean_logits=torch.zeros_like(logps),
             is_top1=torch.zeros_like(logps, dtype=torch.bool),
         )
+
+
+def collision(logps: Tensor) -> Tensor:
+    """In place of log sum_v p(v)^2: any numbers will do."""
+    return 0.7 * logps.detach() - 0.2
 
 
 def tokens(seed: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,8 +98,8 @@ def dpo_case(
     me = stand_in(ref_model=Table({id(ids): reference}), **(usual | settings))
     inputs = {"input_ids": ids, "completion_mask": completion, "attention_mask": attention}
     theirs = DPOTrainer._compute_loss(me, Table({id(ids): policy}), inputs, False)
-    r = Responses.of(policy_logps=policy, reference_logps=reference, mask=completion[:, 1:], pairs="halves")
-    return theirs, policy, r, me
+    beside = {"mask": completion[:, 1:], "pairs": "halves", "log_collision_logps": collision(policy)}
+    return theirs, policy, Responses.of(policy_logps=policy, reference_logps=reference, **beside), me
 
 
 def kto_case(seed: int, label: Tensor, **settings: Any) -> tuple[Tensor, Tensor, Responses, types.SimpleNamespace]:

@@ -176,7 +176,9 @@ def _note(spec: Mapping[str, Any], pairs: Tensor, sizes: Mapping[str, int], g: A
         return pairs
     if dtype == "bool":
         return torch.rand(size, generator=g) < 0.5
-    if dtype == "common step":
+    if dtype in ("step", "common step"):
+        if len(size) == 1:
+            return torch.randint(1, 3, size, generator=g)
         rises = torch.rand(size, generator=g) < 0.4
         return 1 + torch.cat([torch.zeros_like(rises[:, :1]), rises[:, 1:]], 1).cumsum(1)
     if dtype == "int":

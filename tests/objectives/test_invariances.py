@@ -116,7 +116,7 @@ def test_swapping_labels_is_swapping_the_data(m):
 
 # by design these may feel what both sides of a pair share: single responses, an absolute likelihood that is kept up,
 # a ratio through another link than the logarithm, positions of unequal weight
-ABSOLUTE = {"pointwise", "length_bias", "likelihood_collapse", "diversity", "generalization", "token", "step"}
+ABSOLUTE = {"pointwise", "length_bias", "likelihood_collapse", "diversity", "generalization", "token", "step", "turn"}
 
 
 def compares_with_other_models(m: Method) -> bool:
@@ -159,8 +159,9 @@ def test_a_reference_matters_only_as_a_difference(m):
     assert reading, "the reference has no effect"
     tags = set(METHODS[m.name].tags) if m.name in METHODS else set()
     harmless = set()
-    # a rule of length may count positions of one of the two only, and two distributions are sorted each by itself
-    apart = "length_bias" in tags or any(s.get("every") for s in m.needs().values())
+    # a rule of length may count positions of one of the two only, two distributions are sorted each by itself, and a
+    # weight may be the policy's alone
+    apart = "length_bias" in tags or any(k == "scores:log_collision" or s.get("every") for k, s in m.needs().items())
     for spread in ("its total", "each of its positions"):
         both, policy, reference = (
             terms(spread, **x) for x in ({"policy": 1, "reference": 1}, {"policy": 1}, {"reference": -1})

@@ -28,7 +28,7 @@ def test_every_score_of_a_response() -> None:
     batch = pairs_of([0, 2], [1, 3], [2, 0])
     other = torch.arange(12.0, dtype=torch.float64).view(3, 4)
     scorer = TabularScorer(REFERENCE, old=Table(other))
-    needs = {f"scores:{s}": {} for s in ("policy", "reference", "entropy", "token_kl", "old")}
+    needs = {f"scores:{s}": {} for s in ("policy", "reference", "entropy", "log_collision", "token_kl", "old")}
     assert set(needs) <= scorer.offers()
     found = {k: v.values[:, 0].tolist() for k, v in scorer.score(model, batch, needs)["responses"].items()}
     p = [[float(v.exp()) for v in row - row.logsumexp(-1)] for row in model.logits.detach()]
@@ -38,6 +38,7 @@ def test_every_score_of_a_response() -> None:
         "policy": [np.log(p[x][y]) for x, y in places],
         "reference": [np.log(q[x][y]) for x, y in places],
         "entropy": [-sum(a * np.log(a) for a in p[x]) for x, _ in places],
+        "log_collision": [np.log(sum(a * a for a in p[x])) for x, _ in places],
         "token_kl": [sum(a * np.log(a / b) for a, b in zip(q[x], p[x], strict=True)) for x, _ in places],
         "old": [float(other[x, y]) for x, y in places],
     }

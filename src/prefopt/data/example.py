@@ -28,6 +28,13 @@ NOTE_AXES: dict[str, str] = {
     "scenario": "P",  # int, likewise: whose samples the two sides are, "on-off" and so on
     "reward_score": "R",  # a reward model's score (read where a method asks for it, like all below)
     "win_probability": "R",  # against the policy, in [0, 1]
+    "unsafe": "R",  # 0 or 1, or the probability of it
+    "cost": "R",  # what a constraint bounds
+    "from_reference": "R",  # 0 or 1: a sample of the reference
+    "on_policy": "R",  # 0 or 1: a sample of the policy, which may belong to no pair
+    "age": "P",  # how long before now the pair was labelled
+    "dispersion": "P",  # how much annotators agree on the prompt
+    "wrong_step": "P",  # number of the step where the rejected answer goes wrong
     "margin_rewards": "R N",  # rewards of the other objectives
     "source_sums": "R N",  # log-probabilities under other models ...
     "source_counts": "R N",  # ... and how many tokens each of them counts
@@ -40,6 +47,9 @@ NOTE_AXES: dict[str, str] = {
 }
 """Canonical annotations and their axes: R one per response, P one per pair (one per response in unpaired data),
 T one per token of a response, S one per step of a response, N a list as long in every row."""
+
+ASKED = frozenset({"age", "dispersion", "wrong_step"})
+"""Numbers of a pair that are read only where a method asks for them."""
 
 ENUMERATED = frozenset({"annotator", "domain", "user", "scenario"})
 """Notes whose values are names in the file and small integers in the batch."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefopt.data import dialects, fields
 from prefopt.data.config import DataConfig
-from prefopt.data.example import Example
+from prefopt.data.example import ASKED, Example
 from prefopt.data.fields import Unreadable, short
 from prefopt.data.layouts import LAYOUTS, Draft, Layout
 from prefopt.data.messages import with_system
@@ -162,7 +162,11 @@ class Interpreter:
         notes |= read_side_notes(f, draft.responses, self.wanted)
         for name in self.wanted - set(notes) - COLUMNS:
             if f.has(name):
-                notes[name] = _free(f.get(name), name, count)
+                per_pair = name in ASKED and draft.pairs
+                value = f.get(name)
+                notes[name] = (
+                    _per_pair(value, name, fields.number, len(draft.pairs)) if per_pair else _free(value, name, count)
+                )
         return notes
 
 

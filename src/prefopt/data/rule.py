@@ -200,7 +200,7 @@ def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[s
         if not alive:
             raise TeachesNothing(reason)
         example = only_pairs(example, alive)
-        if needs & {"score", "rank"} or any(n.startswith("scores/") for n in needs):
+        if needs & {"score", "rank", "on_policy"} or any(n.startswith("scores/") for n in needs):
             return keep_responses(example, filled)
         return keep_responses(example, sorted({i for p in example.pairs for i in p}))
     if not filled:

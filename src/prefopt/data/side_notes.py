@@ -37,9 +37,13 @@ SIDE_NOTES: dict[str, Callable[[Any, str], float]] = {
     "source_sums": log_probability,
     "source_counts": token_count,
     "win_probability": fields.probability,
+    "unsafe": fields.probability,
+    "cost": fields.number,
+    "from_reference": fields.probability,
+    "on_policy": fields.probability,
 }
 """Name -> how one number of it is read."""
-MEASURED = frozenset({"win_probability"})
+MEASURED = frozenset({"win_probability", "unsafe", "cost", "from_reference", "on_policy"})
 """Those that no verb of ours makes."""
 GOLD_NOTES = {f"gold_{name}": SIDE_NOTES[name] for name in ("source_sums", "source_counts")}
 """The same of the gold answer: one list for the row."""

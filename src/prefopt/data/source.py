@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from prefopt.data.config import DataConfig
-from prefopt.data.example import Example, axes
+from prefopt.data.example import ASKED, Example, axes
 from prefopt.data.interpret import Interpreter, recognise
 from prefopt.data.readers import read_rows
 from prefopt.data.row_fields import Modality
@@ -47,7 +47,7 @@ def read_examples(
 def asked_by_name(needs: Iterable[str]) -> frozenset[str]:
     """Annotations that are read because a method asks for them: those about responses, and those that it alone knows."""
     names = {n for need in set(needs) - KINDS for n in need.split("|")}
-    return frozenset(n for n in names if axes(n) is None or n in COLUMNS)
+    return frozenset(n for n in names if axes(n) is None or n in COLUMNS or n in ASKED)
 
 
 def read_prompts(config: DataConfig) -> tuple[list[Example], dict[str, Any]]:

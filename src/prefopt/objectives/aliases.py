@@ -15,7 +15,6 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "cdpo": ("dpo", {"label_smoothing": 0.1}),
     "conservative-dpo": ("dpo", {"label_smoothing": 0.1}),
     "robust-dpo": ("dpo", {"loss_type": "robust", "label_smoothing": 0.1}),
-    "rso": ("dpo", {"loss_type": "hinge"}),
     "slic-norm": ("dpo", {"loss_type": "hinge"}),
     "flex-dpo": ("3d-properties", {}),
     "sft-dpo": ("3d-properties", {"beta_rejected": 0.1, "sft_gamma": 0.05}),
@@ -25,7 +24,7 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dpo-d": ("davidson", {}),
     "dpo-pl": ("plackett-luce", {}),
     "lipo-lambda": ("lipo", {}),
-    "spin": ("dpo", {}),
+    "eto": ("dpo", {}),
     "tpo-l": ("triple-tpo", {"loss_type": "tpo-l"}),
 }
 

@@ -65,6 +65,7 @@ class Probe(Responses):
     def _scores(self, name: str, g: Generator, grad: bool) -> Scores:
         values = -3 * self.scale * torch.rand(self.size, T, generator=g, dtype=torch.float64)
         count = (torch.arange(T) < torch.tensor(LENGTHS[: self.size])[:, None]).double()
+        count[:, T - 3] *= count[:, T - 1] == 0  # the longest are of two turns
         return Scores(values.requires_grad_() if grad else values, count)
 
     def _notes(
@@ -80,8 +81,8 @@ class Probe(Responses):
             return torch.arange(size[0]) % 2 == 0
         if dtype is int:
             return torch.randint(0, below or 2, size, generator=g)
-        if dtype == "common step":
-            return (1 + torch.arange(T) * FREE // T).expand(self.size, T)
+        if dtype in ("step", "common step"):
+            return (1 + torch.arange(size[-1]) * FREE // size[-1]).expand(size)
         if within:
             low = within[0] if math.isfinite(within[0]) else within[1] - SPAN
             high = within[1] if math.isfinite(within[1]) else within[0] + SPAN

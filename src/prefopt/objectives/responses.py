@@ -127,8 +127,8 @@ class Responses:
 
         shape: R, P, T are the batch's sizes, numbers are themselves, other letters are free: "R", "P 2", "R N".
         default: makes the value where the batch has none; without it the annotation is required.
-        dtype: int, bool, or what the numbers mean: "row", "group", "common step" (1-based steps of a list whose
-        responses have equally many: the data merges later ones into the last; 0 is no step).
+        dtype: int, bool, or what the numbers mean: "row", "group", "step" (1-based, 0 is no step), "common step" (of a
+        list whose responses have equally many: the data merges later ones into the last).
         below: whole numbers 0 .. below-1 are expected; within: numbers of this closed interval (these and steps are
         checked off the GPU: a check would wait for the device).
         """
@@ -154,7 +154,7 @@ class Responses:
         if within and not x.is_cuda and x.numel() and not (x.min() >= within[0] and x.max() <= within[1]):
             found = f"{float(x.min()):g} to {float(x.max()):g}"
             raise PrefoptError(f"annotation '{name}' goes from {found}, expected {within[0]:g} to {within[1]:g}")
-        if dtype == "common step" and not x.is_cuda:
+        if dtype in ("step", "common step") and "T" in axes and not x.is_cuda:
             self._check_steps(name, x)
         return self._viewed(x, axes)
 

@@ -21,9 +21,8 @@ from .tree import Tree
 
 log = logging.getLogger(__name__)
 Want = Mapping[str, Iterable[str]] | Iterable[str]
-"""Row set -> what is asked of it, or the same for all: "logps", "entropy", "token_kl", "log_collision", "reward", "hidden", and
-features:
-"own", "pooled:last", "pooled:mean", "layers:all", "layers:last", "activations:GROUP,GROUP"."""
+"""Row set -> what is asked of it, or the same for all: "logps", "entropy", "token_kl", "log_collision", "reward",
+"hidden", and features: "own", "pooled:last", "pooled:mean", "layers:all", "layers:last", "activations:GROUP,GROUP"."""
 _told: set[str] = set()
 
 
