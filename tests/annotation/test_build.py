@@ -173,7 +173,7 @@ def test_rows_that_teach_nothing_are_written_without_numbers(tmp_path: Path, tas
     ("add", "words"),
     [
         ({}, "nothing to add"),
-        ({"reward_scores": ["{taste}:short"]}, "did you mean 'reward_score'"),
+        ({"reward_scor": ["{taste}:short"]}, "did you mean 'reward_score'"),
         ({"reward_score": ["{taste}:short", "{taste}:short"]}, "one number per response"),
         ({"reward_score": ["{taste}:long"]}, "no function 'long'"),
         ({"reward_score": ["{taste}:broken"]}, "nan"),

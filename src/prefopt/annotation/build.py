@@ -22,10 +22,14 @@ from tqdm.auto import tqdm
 
 from ..data.config import DataConfig
 from ..data.example import Example
-from ..data.interpret import Interpreter, recognise
+from ..data.interpret import Interpreter, recognise, rename
+from ..data.latents import content_of
 from ..data.messages import is_empty
+from ..data.portable import portable
 from ..data.readers import Row, content_hash, read_rows
+from ..data.row_fields import Modality
 from ..data.rule import Ledger, fit
+from ..data.validate import guess_modality
 from ..errors import PrefoptError
 from ..files import cache_folder, write_atomically
 from ..scoring.store import Store
@@ -34,9 +38,12 @@ from .measures import Entry, Known, LogProbability, Measure, same_tokenizer
 log = logging.getLogger("prefopt")
 CHUNK = 256
 """Rows whose answers are kept together."""
+LISTED = ("margin_rewards", "reward_scores")
+"""Columns that hold a list of numbers for each response."""
 COLUMNS = {
     "score": "one reward; it orders the responses",
     "reward_score": "one reward (madpo)",
+    "reward_scores": "a reward for each time it is given: reward models that vote (rankdpo)",
     "margin_rewards": "a reward for each time it is given, or implicit:RUN (modpo)",
     "sources": "a model for each time it is given: columns source_sums and source_counts (infifpo)",
 }
@@ -47,18 +54,21 @@ def build_scores(
 ) -> dict[str, Any]:
     """Write the rows of `data.path` (held_out: of `data.eval_path`) with further columns into the JSONL `output`.
 
-    Models read with their own tokenizer and chat template, cut as `data` says (max_length, in their own tokens).
-    add: column (of COLUMNS) -> specifications. A reward is a reward model's folder, module:function or file.py:function;
-    `implicit:RUN` (or implicit:MODEL,reference=FOLDER,beta=NUMBER) is beta (log pi - log pi_ref); a source is a model's
-    folder. Beside a pair the columns are chosen_NAME and rejected_NAME, beside other responses NAME, a list.
+    Responses are texts or pictures, as the first row has them. Models read with their own tokenizer and chat template,
+    cut as `data` says (max_length, in their own tokens).
+    add: column (of COLUMNS) -> specifications. A reward is a reward model's folder, module:function, file.py:function or
+    a scorer of pictures (KIND:FOLDER); `implicit:RUN` (or implicit:MODEL,reference=FOLDER,beta=NUMBER) is
+    beta (log pi - log pi_ref); a source is a model's folder. Beside a pair the columns are chosen_NAME and
+    rejected_NAME, beside other responses NAME, a list.
     Returns the record that OUTPUT.job holds. PrefoptError before any model is asked for whatever is wrong with the data.
     """
     paths = data.eval_paths if held_out else data.paths
-    columns = plan(add, data)
+    modality = modality_of(data, paths)
+    columns = plan(add, data, modality=modality)
     if output.suffix != ".jsonl":
         raise PrefoptError(f"output {output}: scored rows are written as .jsonl")
-    ledger = _examined(data, paths, columns)
-    job = _Job(data, paths, columns, ledger.rows, progress)
+    ledger = _examined(data, paths, columns, modality)
+    job = _Job(data, paths, columns, ledger.rows, progress, modality)
     stores = job.fill()
     record = job.record(add)
     note = output.with_name(output.name + ".job")
@@ -72,12 +82,21 @@ def build_scores(
     return job.write(output, note, stores, record)
 
 
-def plan(add: Mapping[str, Sequence[str]], data: DataConfig, partial: bool = False) -> dict[str, list[Entry]]:
+def modality_of(data: DataConfig, paths: list[str]) -> Modality:
+    """Whether the responses of these files are texts or pictures, by their first row."""
+    _, rows = recognise(islice(read_rows(paths, split=data.split, subset=data.subset), 1), data)
+    first = next(rows, None)
+    return guess_modality(rename(first, data)) if first is not None else "text"
+
+
+def plan(
+    add: Mapping[str, Sequence[str]], data: DataConfig, partial: bool = False, modality: Modality = "text"
+) -> dict[str, list[Entry]]:
     """Column -> its numbers. PrefoptError for an unknown column or specification. partial: some are not made yet."""
     if not add:
         raise PrefoptError(f"nothing to add: give --add NAME=WHAT; the names are {_known()}")
     reading = data.model_dump(include={"strings", "thinking", "max_length", "max_prompt_length", "truncation"})
-    known, columns = Known(DataConfig(path="-", **reading)), {}
+    known, columns = Known(DataConfig(path="-", **reading), modality), {}
     for name, specs in add.items():
         key = f"--add {name}"
         if name not in COLUMNS:
@@ -98,11 +117,13 @@ def _known() -> str:
     return "; ".join(f"{k} ({v})" for k, v in COLUMNS.items())
 
 
-def examples(data: DataConfig, paths: list[str], ledger: Ledger) -> Iterator[tuple[Row, Example | None]]:
+def examples(
+    data: DataConfig, paths: list[str], ledger: Ledger, modality: Modality = "text"
+) -> Iterator[tuple[Row, Example | None]]:
     """Every row, with its example unless it teaches nothing (or cannot be read, which the ledger knows)."""
     rows = read_rows(paths, split=data.split, subset=data.subset)
     layout, again = recognise(islice(rows, data.limit), data)
-    interpret = Interpreter(layout, data)
+    interpret = Interpreter(layout, data, modality)
     for row in again:
         ledger.rows += 1
         example = None
@@ -113,10 +134,10 @@ def examples(data: DataConfig, paths: list[str], ledger: Ledger) -> Iterator[tup
         yield row, example
 
 
-def _examined(data: DataConfig, paths: list[str], columns: Mapping[str, Any]) -> Ledger:
+def _examined(data: DataConfig, paths: list[str], columns: Mapping[str, Any], modality: Modality) -> Ledger:
     """All rows read once, before any model is asked."""
     ledger, found = Ledger(), 0
-    for row, example in examples(data, paths, ledger):
+    for row, example in examples(data, paths, ledger, modality):
         if example is None:
             continue
         found += 1
@@ -152,6 +173,7 @@ class _Job:
     columns: Mapping[str, list[Entry]]
     rows: int
     progress: bool
+    modality: Modality = "text"
     sums: dict[str, list[float]] = field(default_factory=dict)  # of what was written, for the record
 
     def fill(self) -> dict[int, Store]:
@@ -173,14 +195,16 @@ class _Job:
         with tqdm(
             total=self.rows, desc=f"scores of {Path(measure.name).name}", unit="row", disable=not self.progress
         ) as bar:
-            for chunk in _chunks(examples(self.data, self.paths, Ledger())):
+            for chunk in _chunks(examples(self.data, self.paths, Ledger(), self.modality)):
                 asked = [x for e in chunk if e is not None for x in _asked(e, isinstance(measure, LogProbability))]
-                missing = store.missing(k for e in asked for k in _keys(e))
-                todo = [e for e in asked if missing.intersection(_keys(e))]
+                missing = store.missing(k for e in asked for k in self._keys(e))
+                todo = [e for e in asked if missing.intersection(self._keys(e))]
                 if todo:
                     answers = measure(todo)
                     flat = [
-                        (k, a) for e, one in zip(todo, answers, strict=True) for k, a in zip(_keys(e), one, strict=True)
+                        (k, a)
+                        for e, one in zip(todo, answers, strict=True)
+                        for k, a in zip(self._keys(e), one, strict=True)
                     ]
                     store.put({k: np.array(a, dtype=np.float32) for k, a in flat})
                 bar.update(len(chunk))
@@ -206,8 +230,9 @@ class _Job:
         half = output.with_name(f".{output.name}.{os.getpid()}")
         try:
             with half.open("w", encoding="utf-8") as file:
-                for row, example in examples(self.data, self.paths, Ledger()):
-                    values = dict(row.values) | ({} if example is None else self._columns(example, stores))
+                for row, example in examples(self.data, self.paths, Ledger(), self.modality):
+                    kept = portable(dict(row.values), row.base, output.parent)
+                    values = kept | ({} if example is None else self._columns(example, stores))
                     file.write(json.dumps(values, ensure_ascii=False, default=str) + "\n")
             told = {
                 k: {"mean": float(np.mean(v)), "std": float(np.std(v)), "numbers": len(v)} for k, v in self.sums.items()
@@ -233,17 +258,26 @@ class _Job:
                 values = [
                     [e.of(w[i]) for e, w in zip(entries, whole, strict=True)] for i in range(len(example.responses))
                 ]
-                made |= self._laid_out(example, name, values if name == "margin_rewards" else [v[0] for v in values])
+                made |= self._laid_out(example, name, values if name in LISTED else [v[0] for v in values])
         return made
 
     def _answers(self, entry: Entry, example: Example, stores: Mapping[int, Store]) -> list[list[list[float]]]:
         """Response (of log-probabilities the gold answer last) -> measure -> numbers."""
         found = []
         for measure in entry.measures:
-            keys = [k for x in _asked(example, isinstance(measure, LogProbability)) for k in _keys(x)]
+            keys = [k for x in _asked(example, isinstance(measure, LogProbability)) for k in self._keys(x)]
             known = stores[id(measure)].get(keys)
             found.append([[float(v) for v in known[k]] for k in keys])
         return [list(one) for one in zip(*found, strict=True)]
+
+    def _keys(self, example: Example) -> list[str]:
+        """What an answer depends on beside the measure: prompt, tools and response (of a picture what it shows)."""
+        start = json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True, default=str)
+        said = [
+            content_of(r, example) if self.modality == "image" else json.dumps(r, sort_keys=True, default=str).encode()
+            for r in example.responses
+        ]
+        return [hashlib.blake2b(f"{start}\x1d".encode() + x, digest_size=20).hexdigest() for x in said]
 
     def _laid_out(self, example: Example, name: str, values: list[Any]) -> dict[str, Any]:
         self.sums.setdefault(name, []).extend(x for v in values for x in (v if isinstance(v, list) else [v]))
@@ -258,15 +292,6 @@ def _asked(example: Example, gold: bool) -> list[Example]:
         [replace(example, responses=(example.gold,), pairs=(), notes={})] if gold and example.gold is not None else []
     )
     return [example, *extra]
-
-
-def _keys(example: Example) -> list[str]:
-    """What an answer depends on beside the measure: prompt, tools and response."""
-    start = json.dumps([example.prompt, example.tools, dict(example.template_kwargs)], sort_keys=True, default=str)
-    return [
-        hashlib.blake2b(f"{start}\x1d{json.dumps(r, sort_keys=True, default=str)}".encode(), digest_size=20).hexdigest()
-        for r in example.responses
-    ]
 
 
 def _chunks(rows: Iterator[tuple[Row, Example | None]]) -> Iterator[list[Example | None]]:

@@ -20,7 +20,9 @@ from ..data.config import DataConfig
 from ..data.encode import Encoder
 from ..data.example import Example
 from ..data.fields import TeachesNothing, Unreadable
+from ..data.images import load_image
 from ..data.messages import content
+from ..data.row_fields import Modality
 from ..data.truncate import PROMPT_OVER
 from ..errors import PrefoptError
 
@@ -41,33 +43,47 @@ class Measure(Protocol):
 
 @dataclass
 class ByReward:
-    """One number: a reward model's folder, module:function or file.py:function of (prompts, responses)."""
+    """One number: a reward model's folder, module:function or file.py:function of (prompts, responses), or a scorer of
+    pictures."""
 
     name: str
     reading: DataConfig
+    modality: Modality = "text"
     identity: str = ""
     _reward: Any = None
 
     def open(self) -> None:
         from ..rewards.callables import source_hash
+        from ..rewards.images import ImageScorer
         from ..rewards.load import load_reward
         from ..rewards.model import RewardModel
         from ..scoring.identity import identity_of
 
         self._reward = load_reward(self.name, progress=False)
         function = self._reward.function
+        if isinstance(function, ImageScorer if self.modality == "text" else RewardModel):
+            other = {"text": "pictures, and the responses are texts", "image": "texts, and the responses are pictures"}
+            raise PrefoptError(f"{self.name} scores {other[self.modality]}")
         if isinstance(function, RewardModel):
             function.encoder = Encoder(function.encoder.tokenizer, self.reading)
             what = identity_of(function.model) + _words(function.encoder.tokenizer)
+        elif isinstance(function, ImageScorer):
+            what = function.identity
         else:
             what = f"{self.name} {source_hash(function)}"
         self.identity = _digest("reward", what, self._reward.objective, self.reading.model_dump())
 
     def __call__(self, examples: Sequence[Example]) -> Answers:
         whole = getattr(self._reward.function, "takes_messages", False)
-        flat = [(e.prompt, r if whole else _said(r)) for e in examples for r in e.responses]
+        flat = [(e.prompt, self._shown(r, e, whole)) for e in examples for r in e.responses]
         values = iter(self._reward([p for p, _ in flat], [r for _, r in flat]))
         return [[[next(values)] for _ in e.responses] for e in examples]
+
+    def _shown(self, response: Any, example: Example, whole: bool) -> Any:
+        """A response as the reward takes it."""
+        if self.modality == "image":
+            return load_image(response, base=Path(example.file).parent, file=example.file, row=example.row)
+        return response if whole else _said(response)
 
     def close(self) -> None:
         self._reward = None
@@ -152,12 +168,15 @@ class Known:
     """Measures by what they are asked for, so that one model is opened once whatever it is used for."""
 
     reading: DataConfig
+    modality: Modality = "text"
     made: dict[tuple[str, str], Measure] = field(default_factory=dict)
 
     def reward(self, spec: str) -> Measure:
-        return self.made.setdefault(("reward", spec), ByReward(spec, self.reading))
+        return self.made.setdefault(("reward", spec), ByReward(spec, self.reading, self.modality))
 
     def log_probability(self, folder: str, key: str) -> Measure:
+        if self.modality == "image":
+            raise PrefoptError(f"{key} = {folder}: log-probabilities are of texts, and the responses are pictures")
         return self.made.setdefault(("logps", folder), LogProbability(folder, self.reading, key))
 
     def entry(self, spec: str, key: str) -> Entry:

@@ -14,6 +14,7 @@ from typing import Any
 
 from prefopt.errors import PrefoptError
 from prefopt.rewards.callables import accepts, load_function, source_hash
+from prefopt.rewards.images import names_scorer
 from prefopt.rewards.load import ARGUMENTS as REWARD_ARGUMENTS
 from prefopt.rewards.load import Reward, load_reward
 from prefopt.rollout.text import prompt_text
@@ -78,7 +79,7 @@ def load_judge(spec: str | Path | Callable[..., Any]) -> Judge:
     if callable(spec):
         return _from_callable(spec, getattr(spec, "__name__", type(spec).__name__))
     text = str(spec)
-    if "#" in text or ":" not in text or Path(text).expanduser().is_dir():
+    if "#" in text or ":" not in text or Path(text).expanduser().is_dir() or names_scorer(text):
         return judge_from_reward(load_reward(spec))
     return _from_callable(load_function(text, None, "judge"), text)
 

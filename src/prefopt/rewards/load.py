@@ -2,8 +2,9 @@
 
 A reward is a callable (prompts: list[str], responses: list[str]) -> list[float], or a dict of such lists for several
 objectives; conversations reach it as text, or as messages if it has an attribute `takes_messages`.
-A specification names one: "module:function", "path/to/file.py:function", or the folder of a sequence-classification
-model with one label. "#objective" behind it picks one of several objectives.
+A specification names one: "module:function", "path/to/file.py:function", the folder of a sequence-classification model
+with one label, or a scorer of pictures, "KIND:FOLDER" (see images.py). "#objective" behind it picks one of several
+objectives.
 """
 
 from __future__ import annotations
@@ -75,13 +76,18 @@ def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: 
         return Reward(getattr(spec, "__name__", type(spec).__name__), spec)
     text = str(spec)
     place, _, objective = text.partition("#")
+    from prefopt.rewards.images import SCORERS, load_scorer, names_scorer
+
+    if names_scorer(place):
+        return Reward(text, load_scorer(place), objective or None)
     if Path(place).expanduser().is_dir():
         from prefopt.rewards.model import RewardModel
 
         return Reward(text, RewardModel(Path(place).expanduser(), progress=progress), objective or None)
     if ":" not in place:
         raise PrefoptError(
-            f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "file.py:function"'
+            f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "file.py:function" nor '
+            f"a scorer of pictures ({', '.join(SCORERS)}: KIND:FOLDER)"
         )
     return Reward(text, load_function(place, ARGUMENTS, "reward"), objective or None)
 
