@@ -89,6 +89,16 @@ class ImageModel:
         mean, std = posterior.mean.float(), posterior.std.float()
         return (mean - self._shift(mean)) * self._scale(mean), std * self._scale(std)
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pixels [N, 3, H, W] (float32, about -1 to 1) of latents [N, C, h, w] in the denoiser's units; without VAE
+        they are the latents themselves."""
+        vae = self.pipeline.components.get("vae")
+        if vae is None:
+            return latents.float()
+        x = latents.float()
+        x = x / self._scale(x) + self._shift(x)
+        return vae.decode(x.to(vae.device, vae.dtype), return_dict=False)[0].float()
+
     def _shift(self, like: Tensor) -> Tensor | float:
         config = self.pipeline.vae.config
         if config.get("latents_mean") is not None:
@@ -110,6 +120,8 @@ def load_image_model(
     Raises PrefoptError if it cannot be read, is of no supported kind, or its scheduler and denoiser do not fit.
     """
     from diffusers import DiffusionPipeline
+
+    from . import pixels  # noqa: F401 - a part that diffusers loads only if its module is there
 
     place, local = Path(path), Path(path).is_dir()
     if local and not (place / "model_index.json").is_file():

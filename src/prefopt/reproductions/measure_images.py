@@ -27,12 +27,11 @@ def pictures(
 ) -> tuple[list[str], list[Image]]:
     """`each` pictures of every caption, in order. The noise is that of seeds first_noise, first_noise + 1, ...:
     equal for all models."""
-    from diffusers import DiffusionPipeline
-
+    from ..models.diffusion import load_image_model
     from ..rollout.images import sample_images
 
     said = [caption for caption in captions for _ in range(each)]
-    pipeline = DiffusionPipeline.from_pretrained(str(model), local_files_only=True)
+    pipeline = load_image_model(model).pipeline
     return said, sample_images(pipeline, said, [first_noise + n for n in range(len(said))], sampling)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 
+from .. import words as words_of
+from ..words import sd_scheduler, text_encoder
 from .render import COLOURS, ONE, SHAPES, SIZE, TWO
 
 PipelineKind = Literal["sd", "sd-v", "sdxl", "sd3"]
@@ -23,9 +24,13 @@ def tiny_pipeline(kind: PipelineKind = "sd", seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae, tokenizer = _vae(shift=0.0 if kind == "sd3" else None), word_tokenizer()
-        parts = {"vae": vae, "tokenizer": tokenizer, "text_encoder": _text_encoder(pooled=kind == "sd3")}
+        parts = {
+            "vae": vae,
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder(tokenizer, WIDTH, pooled=kind == "sd3"),
+        }
         if kind in ("sdxl", "sd3"):
-            parts |= {"tokenizer_2": tokenizer, "text_encoder_2": _text_encoder(pooled=True)}
+            parts |= {"tokenizer_2": tokenizer, "text_encoder_2": text_encoder(tokenizer, WIDTH, pooled=True)}
         if kind == "sd3":
             scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
             parts |= {
@@ -35,7 +40,7 @@ def tiny_pipeline(kind: PipelineKind = "sd", seed: int = 0) -> Any:
                 "scheduler": scheduler,
             }
             return _quiet(diffusers.StableDiffusion3Pipeline(**parts))
-        parts |= {"unet": _unet(kind), "scheduler": _scheduler("v_prediction" if kind == "sd-v" else "epsilon")}
+        parts |= {"unet": _unet(kind), "scheduler": sd_scheduler("v_prediction" if kind == "sd-v" else "epsilon")}
         if kind == "sdxl":
             parts["force_zeros_for_empty_prompt"] = False
             return _quiet(diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False))
@@ -44,41 +49,9 @@ def tiny_pipeline(kind: PipelineKind = "sd", seed: int = 0) -> Any:
 
 
 def word_tokenizer() -> Any:
-    """A CLIPTokenizer whose merges make every word of the world's captions one token."""
-    from transformers import CLIPTokenizer
-
+    """A CLIPTokenizer whose tokens are the words of the world's captions."""
     words = {"a", "two", *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), "in", "the"}
-    words |= {word for place in ONE | TWO for word in place.split()}
-    letters = [chr(c) for c in range(ord("!"), ord("~") + 1)]
-    vocabulary = [*letters, *(f"{c}</w>" for c in letters)]
-    merges: list[tuple[str, str]] = []
-    for word in sorted(words):
-        symbols = [*word[:-1], f"{word[-1]}</w>"]
-        while len(symbols) > 1:
-            pair = _first_merge(symbols, merges)
-            if pair not in merges:
-                merges.append(pair)
-                vocabulary.append("".join(pair))
-            symbols = _merged(symbols, pair)
-    vocabulary = list(dict.fromkeys([*vocabulary, "<|startoftext|>", "<|endoftext|>"]))
-    ids = {token: n for n, token in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TOKENS)  # type: ignore[arg-type]
-
-
-def _first_merge(symbols: list[str], merges: list[tuple[str, str]]) -> tuple[str, str]:
-    """The merge that BPE would do next: the oldest that applies, or a new one at the front of the word."""
-    pairs = list(pairwise(symbols))
-    return min((p for p in pairs if p in merges), key=merges.index, default=pairs[0])
-
-
-def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    out: list[str] = []
-    for symbol in symbols:
-        if out and (out[-1], symbol) == pair:
-            out[-1] += symbol
-        else:
-            out.append(symbol)
-    return out
+    return words_of.word_tokenizer(words | {word for place in ONE | TWO for word in place.split()}, TOKENS)
 
 
 def _vae(shift: float | None) -> Any:
@@ -96,26 +69,6 @@ def _vae(shift: float | None) -> Any:
         sample_size=SIZE,
         shift_factor=shift,  # the SD3 pipeline wants a number, the others ignore it
     )
-
-
-def _text_encoder(pooled: bool) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    tokenizer = word_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.02,  # it stays as drawn: after the last norm each word is all but itself, easy to look up
-    )
-    return (CLIPTextModelWithProjection if pooled else CLIPTextModel)(config)
 
 
 def _unet(kind: PipelineKind) -> Any:
@@ -159,20 +112,6 @@ def _transformer() -> Any:
         joint_attention_dim=2 * WIDTH,
         pooled_projection_dim=2 * WIDTH,
         pos_embed_max_size=SIDE,
-    )
-
-
-def _scheduler(prediction: str) -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
     )
 
 

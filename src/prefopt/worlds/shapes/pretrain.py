@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from ...models.diffusion import ImageModel
-from ...scoring.conditioning import CONDITIONS, predict, time_ids
-from ...scoring.schedules import Prediction, noised, target
+from ...scoring.schedules import Prediction
+from ..fitting import fit_denoiser, optimised
 from .render import CELL, COLOURS, SHAPES, SIZE, Scene, render, scenes
 
 CAPTION_DROPOUT = 0.1
@@ -34,7 +31,7 @@ def train_vae(model: ImageModel, steps: int, rng: np.random.Generator, progress:
     pictures = to_pixels(np.stack([_crowded(rng) for _ in range(2048)]))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     error = torch.zeros(())
-    for step in _optimised(vae, steps, 6e-3, progress, "shapes: VAE"):
+    for step in optimised(vae, steps, 6e-3, progress, "shapes: VAE"):
         x = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
         posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
@@ -60,33 +57,25 @@ def train_denoiser(
 ) -> float:
     """Denoising of captioned pictures; `wrong` is the share of captions that belong to another picture of the scene's
     neighbourhood, so that the model errs and preferences have something to teach. Returns the last mean error."""
-    net = model.denoiser.requires_grad_(True).to(memory_format=torch.channels_last).train()
-    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
     all_ = scenes()
     truth = np.arange(4096) % len(all_)
-    mean, std = model.encode_images(to_pixels(np.stack([render(all_[i], rng) for i in truth])))
+    latents = model.encode_images(to_pixels(np.stack([render(all_[i], rng) for i in truth])))
     said = torch.from_numpy(np.array([_misread(int(i), all_, rng) if rng.random() < wrong else i for i in truth]))
-    conditions = model.encode_captions([*(s.caption for s in all_), ""])
-    conditions["time_ids"] = time_ids(model.resolution).expand(len(all_) + 1, 6)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    history: list[float] = []
-    for step in _optimised(net, steps, rate, progress, "shapes: denoiser"):
-        rows = torch.randint(len(mean), (batch,), generator=generator)
-        clean = mean[rows] + std[rows] * torch.randn(mean[rows].shape, generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        level = model.schedule.level(torch.stack([model.schedule.draw(generator) for _ in rows]))
-        signal, sigma = level.signal.float(), level.sigma.float()
-        empty = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
-        caption = torch.where(empty, len(all_), said[rows])
-        condition = {n: conditions[n][caption] for n in CONDITIONS[model.kind]}
-        answer = predict(net, model.kind, noised(clean, noise, signal, sigma), level.time, condition)
-        error = (answer - target(model.schedule.prediction, clean, noise, signal, sigma)).square().mean((1, 2, 3))
-        step((error * _weight(model.schedule.prediction, (signal / sigma).square())).mean())
-        average.update_parameters(net)
-        history.append(float(error.detach().mean()))
-    net.load_state_dict(average.module.state_dict())
-    net.requires_grad_(False).to(memory_format=torch.contiguous_format).eval()
-    return float(np.mean(history[-50:]))
+    return fit_denoiser(
+        model,
+        latents,
+        said,
+        [s.caption for s in all_],
+        generator,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        dropout=CAPTION_DROPOUT,
+        progress=progress,
+        name="shapes: denoiser",
+        weight=lambda snr: _weight(model.schedule.prediction, snr),
+    )
 
 
 def _weight(prediction: Prediction, snr: Tensor) -> Tensor:
@@ -94,22 +83,6 @@ def _weight(prediction: Prediction, snr: Tensor) -> Tensor:
     capped = snr.clamp(max=HIGHEST_SNR)  # of an error in the clean latents
     unit = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr), "flow": capped}[prediction]
     return capped / unit
-
-
-def _optimised(net: nn.Module, steps: int, rate: float, progress: bool, name: str) -> Iterator:
-    """`steps` times a function that takes the loss and makes one AdamW step (one cycle of the rate)."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-
-    def step(loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-
-    for _ in tqdm(range(steps), desc=name, disable=not progress):
-        yield step
 
 
 def _crowded(rng: np.random.Generator) -> np.ndarray:
