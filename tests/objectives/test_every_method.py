@@ -51,7 +51,7 @@ def test_needs_are_exactly_the_questions_asked(m, sparse):
         def _ask(self, kind, name, **spec):
             answer = super()._ask(kind, name, **spec)
             key = f"{kind}:{name}"
-            if answer is not None or kind in ("states", "modules", "statistics"):
+            if answer is not None or kind in ("states", "modules", "statistics", "noising", "conditions", "generation", "turns"):
                 asked[key] = asked.get(key, False) or bool(spec.get("grad"))
             return answer
 
@@ -214,7 +214,7 @@ def test_missing_speaks_before_the_start(m):
     assert m.missing(set(needs)) == []
     for key, spec in needs.items():
         required = not any(spec.get(x) for x in ("optional", "fallback")) and key.startswith(
-            ("scores:", "notes:", "extras:", "features:")
+            ("scores:", "notes:", "extras:", "features:", "noising:", "conditions:")
         )
         lacking = m.missing(set(needs) - {key} - {f"notes:{spec.get('instead')}"})
         if spec.get("instead") == "demonstrations":

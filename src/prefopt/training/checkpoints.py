@@ -57,3 +57,10 @@ def save_trainable(model: nn.Module, folder: Path, state_dict: dict[str, Any] | 
     tensors = model.state_dict() if state_dict is None else state_dict
     kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if k in trainable}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def check_loaded(model: nn.Module, result: Any) -> None:
+    """What `load_state_dict(strict=False)` says of weights saved by `save_trainable`: all that is trained was there."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}  # the rest is the start's
+    if wrong := [*trained.intersection(result.missing_keys), *result.unexpected_keys]:
+        raise ValueError(f"'{min(wrong)}' is there and not trained, or trained and not there")

@@ -310,6 +310,12 @@ class Trainer(transformers.Trainer):
         with _reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if isinstance(self.model, transformers.PreTrainedModel):
+            super()._issue_warnings_after_load(load_result)
+        else:
+            checkpoints.check_loaded(self.model, load_result)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
