@@ -99,16 +99,6 @@ class ImageModel:
         x = x / self._scale(x) + self._shift(x)
         return vae.decode(x.to(vae.device, vae.dtype), return_dict=False)[0].float()
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pixels [N, 3, H, W] (float32, about -1 to 1) of latents [N, C, h, w] in the denoiser's units; without VAE
-        they are the latents themselves."""
-        vae = self.pipeline.components.get("vae")
-        if vae is None:
-            return latents.float()
-        x = latents.float()
-        x = x / self._scale(x) + self._shift(x)
-        return vae.decode(x.to(vae.device, vae.dtype), return_dict=False)[0].float()
-
     def _shift(self, like: Tensor) -> Tensor | float:
         config = self.pipeline.vae.config
         if config.get("latents_mean") is not None:
