@@ -12,11 +12,11 @@ def cache_folder(part: str) -> Path:
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "prefopt") / part
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | bytes) -> None:
     """The whole file or the old one, whenever the process dies."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode() if isinstance(text, str) else text)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,18 @@ class AfterStep(transformers.TrainerCallback):
             moving.after(state.global_step, self.trainer.task.model)
 
 
+class SaveAfterRound(transformers.TrainerCallback):
+    """Where people do a part of every round, it is saved when the round ends: the next start goes on from there."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        rounds = self.trainer.task.rounds
+        if rounds is not None and rounds.keep and state.global_step % rounds.steps == 0:
+            control.should_save = True
+
+
 class SaveAfterEvaluation(transformers.TrainerCallback):
     """At the end of an epoch that is evaluated, saves after that: else a kill in between would lose the evaluation."""
 

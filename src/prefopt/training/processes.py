@@ -27,3 +27,21 @@ def decided_by_main(args: TrainingArguments, decide: Callable[[], T]) -> T:
     if kind == "error":
         raise PrefoptError(value)
     return value
+
+
+def on_all(args: TrainingArguments, act: Callable[[], T]) -> T:
+    """`act()` on every process, which wait for each other; each gets its own answer, or the first PrefoptError of any."""
+    answer: Any = None
+    failed: PrefoptError | None = None
+    try:
+        answer = act()
+    except PrefoptError as e:
+        failed = e
+    found: list[PrefoptError | None] = [failed]
+    if args.world_size > 1:
+        found = [None] * args.world_size
+        dist.all_gather_object(found, failed)
+    for error in found:
+        if error is not None:
+            raise error
+    return answer

@@ -32,6 +32,7 @@ from .names import with_names
 from .needs import how_to_give
 from .processes import decided_by_main
 from .properties import follow
+from .rounds import Waiting
 from .sampler import micro_batches, seen
 from .task import Task
 from .trainer import Trainer
@@ -131,7 +132,10 @@ def _train(
         if following is not None:
             following.gather_unseen(folder.path, resume is not None)
             trainer.add_callback(following)
-        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        try:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        except Waiting as w:
+            return Outcome(folder.path, str(w), cost, record)
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(folder.path, "interrupted", cost, record)
         exported = export(trainer, drawn, folder.path)
@@ -222,6 +226,8 @@ def _prepared(
         words = "; ".join(how_to_give(need, kind) for need in unmet)
         raise PrefoptError(f"{method.name} on a {kind} model with this data lacks {words}")
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if task.rounds is not None:
+        task.rounds.settle(config.train, args, per_step)
     if budget := config.train.get("token_budget"):
         epochs = 1 if args.max_steps > 0 else int(-(-args.num_train_epochs // 1))
         seed = args.data_seed if args.data_seed is not None else args.seed

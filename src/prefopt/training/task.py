@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import nn
 
 from ..scoring.base import Scorer
 from ..scoring.moving import Moving
+
+if TYPE_CHECKING:
+    from .rounds import Rounds
 
 
 class Examples(Protocol):
@@ -34,6 +37,7 @@ class Task:
     # a final folder in the plain library's format: (model, folder, whole weights if the model is sharded)
     save: Callable[[nn.Module, Path, dict[str, Any] | None], None]
     record: dict[str, Any] = field(default_factory=dict)  # counts, drops, fingerprints, identity of the reference
+    rounds: Rounds | None = None  # `train`, where the policy makes it while it trains
     unit: str = "tokens"  # what `Examples.tokens` counts
     processing_class: Any = None  # tokenizer, written beside checkpoints
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None

@@ -20,11 +20,13 @@ from ..errors import NotFinite, PrefoptError
 from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
+from ..rollout.text import inference
 from ..scoring.base import Batch, Scored
 from . import checkpoints
-from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation
+from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation, SaveAfterRound
 from .engine import Meter, Plan, States, made_up, measures, part, plan, responses
 from .names import learnt, to_log
+from .rounds import RoundSampler
 from .sampler import Drawn, StepLoader, StepSampler
 from .task import Examples, Task
 
@@ -57,7 +59,7 @@ class Trainer(transformers.Trainer):
             eval_dataset=task.eval,
             processing_class=task.processing_class,
             data_collator=dict,  # never called: the loaders collate
-            callbacks=[AfterStep(self), SaveAfterEvaluation(self), MetricsFile()],
+            callbacks=[AfterStep(self), SaveAfterRound(self), SaveAfterEvaluation(self), MetricsFile()],
         )
         if self.pop_callback(ProgressCallback):
             self.add_callback(Bar)
@@ -69,14 +71,32 @@ class Trainer(transformers.Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
+            self._begin_round(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
         else:  # resumed from the last checkpoint, in the middle of an epoch
             self.control.should_training_stop = True
+
+    def _begin_round(self, epoch: int) -> None:
+        """Where the policy makes its own data: a pass is a round, or one of several over it."""
+        rounds = self.task.rounds
+        if rounds is None:
+            return
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        number, since = epoch // rounds.passes, self.state.global_step % rounds.steps
+        with inference(policy), torch.no_grad(), self.compute_loss_context_manager():
+            told = rounds.begin(number, policy, self.args, inside=since > 0)
+        if since == 0:
+            self.log({"rollout/round": float(number)} | {f"rollout/{k}": v for k, v in told.items()})
 
     # ---- data
 
     def get_train_dataloader(self) -> StepLoader:
         a = self.args
+        if self.task.rounds is not None:
+            seed = a.data_seed if a.data_seed is not None else a.seed
+            share = (a.gradient_accumulation_steps, a.process_index, a.world_size)
+            rounds = RoundSampler(self.task.rounds, self.examples_per_step, *share, seed)
+            return self._loader(self.task.train, rounds)
         sampler = self._sampler(self.task.train, self.examples_per_step, a.gradient_accumulation_steps, shuffle=True)
         return self._loader(self.task.train, sampler)
 
