@@ -140,6 +140,7 @@ DATA: dict[str, tuple[Any, dict[str, Any], list[dict[str, Any]]]] = {  # key -> 
     "objective": ("brief", {"pairing": "best_worst"}, [SEVERAL] * 4),
     "soft_labels": ("logistic", {"pairing": "best_worst", "use": ["label_probability"]}, [LIST] * 4),
     "use": (["weight"], {}, WEIGHED),
+    "swap_preferences": (True, {}, [PAIR] * 4),
     "list_labels": ("rank", {}, [SCORED] * 4),
     "score_range": ([-100, 300], {}, [SCORED] * 4),
     "best_first": ("error", {}, [SCORED] * 4),
@@ -236,7 +237,7 @@ def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     rules = [
         text_task(run_config(text_model, pairs_file, tmp_path, reference=x), get_method("dpo")).moving for x in moves
     ]
-    assert [(r.alpha, r.every) for r in rules] == [(0.5, 1), (1.0, 7), (0.5, 7)]
+    assert [(r["reference"].alpha, r["reference"].every) for r in rules] == [(0.5, 1), (1.0, 7), (0.5, 7)]
 
 
 DENOISING: dict[str, Any] = {"resolution": 16, "caption_dropout": 0.9, "random_flip": True}

@@ -57,6 +57,11 @@ class DataConfig(BaseModel):
     stop_words: str | None = Field(
         None, description="text file of words that are no key content; None: the library's English ones"
     )
+    swap_preferences: bool = Field(
+        False,
+        description="preferences turned round: pairs exchanged, labels inverted, scores negated (Diffusion-NPO's negative "
+        "network of guidance)",
+    )
     use: list[Used] = Field(default_factory=list, description="annotations that the method applies where it can")
     strings: Literal["auto", "chat", "plain"] = Field(
         "auto",

@@ -10,6 +10,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.example import ASKED, Example, axes
 from prefopt.data.interpret import Interpreter, recognise
 from prefopt.data.readers import read_rows
+from prefopt.data.reversal import swapped
 from prefopt.data.row_fields import Modality
 from prefopt.data.rule import NO_NOTES, Ledger, fit
 from prefopt.data.side_notes import COLUMNS, Widths
@@ -41,7 +42,8 @@ def read_examples(
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):
-            yield widths.check(fit(interpret(row), config, needs))
+            example = fit(interpret(row), config, needs)
+            yield widths.check(swapped(example) if config.swap_preferences else example)
 
 
 def asked_by_name(needs: Iterable[str]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import RunConfig
 from ..data.config import DataConfig
 from ..data.readers import is_saved_dataset
+from ..data.reversal import without_reverse
 from ..errors import PrefoptError
 from ..objectives.method import Method
 from ..scoring.text import asked_sources
@@ -60,6 +61,10 @@ def _data(config: RunConfig, method: Method, kind: str) -> Idle:
     for key in ("pairing", "chosen_rank", "objective", "soft_labels"):
         if key in given and not ordered:
             yield f"data.{key}", f"{method.name} makes no pairs"
+    if data.swap_preferences and (others := without_reverse(needs)):
+        yield "data.swap_preferences", f"nobody can say what the reverse of '{others[0]}' is, which {method.name} reads"
+    elif data.swap_preferences and not ordered:
+        yield "data.swap_preferences", f"{method.name} reads no preferences"
     if data.soft_labels and "label_probability" not in {*data.use, *needs}:
         yield "data.soft_labels", "add label_probability to data.use, or take a method that reads it"
     paths = [*data.paths, *data.eval_paths]
