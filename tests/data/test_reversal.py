@@ -61,9 +61,14 @@ def test_ties_are_dropped_all_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "why"),
-    [("self-npo", "reads no preferences"), ("triple-tpo", "the reverse of 'gold'"), ("lipo", "the reverse of 'value'")],
+    [("self-npo", "reads no preferences"), ("triple-tpo", "the reverse of 'gold'"), ("tree-tpo", "the reverse of 'common_steps'")],
 )
 def test_where_it_has_no_meaning_it_is_refused(method, why):
     config = make({"method": method, "model": "m", "data": {"path": "d", "swap_preferences": True}, "output": "o"})
     with pytest.raises(PrefoptError, match=f"data.swap_preferences has no effect: .*{why}"):
         refuse_without_effect(config, get_method(method), "text" if method != "self-npo" else "diffusion")
+
+
+def test_methods_of_whole_lists_read_negated_scores():
+    config = make({"method": "lipo", "model": "m", "data": {"path": "d", "swap_preferences": True}, "output": "o"})
+    refuse_without_effect(config, get_method("lipo"), "text")

@@ -63,7 +63,7 @@ def _data(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"data.{key}", f"{method.name} makes no pairs"
     if data.swap_preferences and (others := without_reverse(needs)):
         yield "data.swap_preferences", f"nobody can say what the reverse of '{others[0]}' is, which {method.name} reads"
-    elif data.swap_preferences and not ordered:
+    elif data.swap_preferences and not ordered and not needs & {"score", "rank", "reward_score", "win_probability"}:
         yield "data.swap_preferences", f"{method.name} reads no preferences"
     if data.soft_labels and "label_probability" not in {*data.use, *needs}:
         yield "data.soft_labels", "add label_probability to data.use, or take a method that reads it"
