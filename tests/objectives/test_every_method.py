@@ -214,7 +214,7 @@ def test_missing_speaks_before_the_start(m):
     assert m.missing(set(needs)) == []
     for key, spec in needs.items():
         required = not any(spec.get(x) for x in ("optional", "fallback")) and key.startswith(
-            ("scores:", "notes:", "extras:", "features:", "noising:", "conditions:")
+            ("scores:", "notes:", "extras:", "features:", "noising:", "conditions:", "generation:", "turns:")
         )
         lacking = m.missing(set(needs) - {key} - {f"notes:{spec.get('instead')}"})
         if spec.get("instead") == "demonstrations":

@@ -61,13 +61,13 @@ class ImageSet:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> EncodedImages:
-        latents = [[_read(view) for view in image] for image in self.images[index]]
+        latents = [[read_cached(view) for view in image] for image in self.images[index]]
         if latents:
             mean = torch.stack([torch.stack([v["mean"] for v in image]) for image in latents])
             std = torch.stack([torch.stack([v["std"] for v in image]) for image in latents])
         else:
             mean = std = torch.zeros(1, 1, *self.blank)
-        condition, example = _read(self.captions[index]) | self.shared, self.examples[index]
+        condition, example = read_cached(self.captions[index]) | self.shared, self.examples[index]
         return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out)
 
     @cached_property
@@ -131,7 +131,7 @@ def encode_captions(
 
 def empty_condition(model: ImageModel, *, cache: Path | None = None) -> dict[str, Tensor]:
     """The condition of a dropped caption: the text encoders' answer to ""."""
-    condition = _read(encode_captions([""], model, cache=cache, progress=False)[0])
+    condition = read_cached(encode_captions([""], model, cache=cache, progress=False)[0])
     return condition | ({"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {})
 
 
@@ -227,7 +227,8 @@ def _batches(items: list, size: int, progress: bool, name: str) -> Iterable[list
             bar.update(len(batch))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_cached(path: Path) -> dict[str, Tensor]:
+    """What `encode_examples` or `encode_captions` left there."""
     from safetensors.torch import load_file
 
     return load_file(path)

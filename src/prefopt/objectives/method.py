@@ -56,11 +56,21 @@ class Method:
         """What this method asks for with these hyperparameters, "kind:name" -> how: found by asking a probe."""
         return self._needs
 
+    def turns(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The same turn by turn, in their order: of each network trained beside the policy, then the policy's own ""."""
+        return self._turns
+
     @functools.cached_property
     def _needs(self) -> dict[str, dict[str, Any]]:
-        from .probe import trace
+        from .probe import in_all
 
-        return trace(self).needs
+        return in_all(self._turns.values())
+
+    @functools.cached_property
+    def _turns(self) -> dict[str, dict[str, dict[str, Any]]]:
+        from .probe import needs_by_turn
+
+        return needs_by_turn(self)
 
     def missing(self, provided: set[str]) -> list[str]:
         """What it asks for beyond `provided` ("scores:reference", "notes:pairs", ...), in words."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +41,8 @@ class Probe(Responses):
             return None
         if kind != "notes" or name not in self.notes:
             self._write_down(f"{kind}:{name}", spec)
-        if kind in ("statistics", "noising"):
-            return None
+        if kind in ("statistics", "noising", "generation", "turns"):
+            return self.turns.get(name) if kind == "turns" else None
         if name in getattr(self, kind):
             return getattr(self, kind)[name]
         if (kind, name) not in self.made or (spec.get("grad") and not self._has_grad(kind, name)):
@@ -127,11 +127,15 @@ class Trace:
     probe: Probe
 
 
-def trace(m: Method, seed: int = 0, scale: float = 1.0) -> Trace:
-    """Run once with every answer, and once with no optional one (which shows what the fallbacks need)."""
+def trace(m: Method, seed: int = 0, scale: float = 1.0, turn: str = "") -> Trace:
+    """Run once with every answer, and once with no optional one (which shows what the fallbacks need).
+
+    turn: the network whose turn it is; "" the policy's.
+    """
     with torch.random.fork_rng(devices=[]):
         kinds: list[dict[str, Any]] = [{}, {"sparse": True}, {"tilt": 101}]
-        full, sparse, tilted = (Probe(seed=seed, scale=scale, **kind) for kind in kinds)
+        turns = {turn: True} if turn else {}
+        full, sparse, tilted = (Probe(seed=seed, scale=scale, turns=turns, **kind) for kind in kinds)
         loss = m(full)
         if any(s.get("optional") or s.get("instead") for s in full.asked.values()):
             m(sparse)
@@ -145,12 +149,31 @@ def trace(m: Method, seed: int = 0, scale: float = 1.0) -> Trace:
         asked[key] = asked[key] | {"of_policy": not early}
     needs = _told(asked)
     _states_match(m, needs, loss)
+    if turn:
+        needs[f"turns:{turn}"]["now"] = True
     return Trace(needs, loss, full)
+
+
+def needs_by_turn(m: Method) -> dict[str, dict[str, dict[str, Any]]]:
+    """What `m` asks for in each turn, in their order: those of networks beside the policy, then the policy's own ""."""
+    own = trace(m).needs
+    others = [key.removeprefix("turns:") for key in own if key.startswith("turns:")]
+    return {name: trace(m, turn=name).needs for name in others} | {"": own}
+
+
+def in_all(turns: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The needs of several turns together: with gradient if once with."""
+    needs: dict[str, dict[str, Any]] = {}
+    for asked in turns:
+        for key, spec in asked.items():
+            grad = {"grad": True} if spec.get("grad") or needs.get(key, {}).get("grad") else {}
+            needs[key] = {k: v for k, v in spec.items() if k != "now"} | grad
+    return needs
 
 
 TOLD = (
     "shape", "dtype", "below", "within", "grad", "optional", "instead", "fallback", "asked", "of_policy", "every", "how",
-    "weight_decay", "rate", "of",
+    "weight_decay", "rate", "of", "steps", "betas",
 )  # fmt: skip
 
 
@@ -215,9 +238,12 @@ def fingerprint(m: Method) -> list[float]:
 
     The last has scores far apart, where floors and limits bite; it says nothing where it is not finite.
     """
-    numbers = [x for seed in range(3) for x in _numbers(trace(m, seed))]
-    far = _numbers(trace(m, 3, FAR))
-    return numbers + (far if all(map(math.isfinite, far)) else [])
+    numbers: list[float] = []
+    for turn in m.turns():
+        numbers += [x for seed in range(3) for x in _numbers(trace(m, seed, turn=turn))]
+        far = _numbers(trace(m, 3, FAR, turn))
+        numbers += far if all(map(math.isfinite, far)) else []
+    return numbers
 
 
 def _numbers(t: Trace) -> list[float]:
@@ -242,11 +268,11 @@ def _numbers(t: Trace) -> list[float]:
 
 def refuse_inert(kind: Family, m: Method, given: list[str]) -> None:
     """Every key changes something or is refused; rules inside the method (`require`) bite here too."""
-    trace(m)
+    m.turns()
     for key in given:
         without = dataclasses.replace(m, hyper={**m.hyper, key: kind.defaults[key]})
         try:
-            same = fingerprint(without) == fingerprint(m) and trace(without).needs == trace(m).needs
+            same = fingerprint(without) == fingerprint(m) and without.turns() == m.turns()
         except PrefoptError:
             continue
         if same:

@@ -33,6 +33,7 @@ class Responses:
     modules: Mapping[str, nn.Module] = field(default_factory=dict)  # parameters of the method
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # means over the whole optimiser step
     features: Mapping[str, Tensor] = field(default_factory=dict)  # what a forward gives beside scores: hidden states
+    turns: Mapping[str, bool] = field(default_factory=dict)  # the network beside the policy that is trained now
     rows: Tensor | None = None  # a view: these rows only
     shape: Shape | None = None  # another divergence, length rule or token weights: see compose.py
     public: Tensor | None = None  # [P] of a pair's view: positions of its shorter response
@@ -46,6 +47,7 @@ class Responses:
         mask: Tensor | None = None,
         pairs: Tensor | str | None = None,
         extras: Mapping[str, Responses] | None = None,
+        turn: str = "",
         **more: Tensor | None,
     ) -> Responses:
         """From plain tensors, without any model.
@@ -54,6 +56,7 @@ class Responses:
         NAME_errors: [R] or [R, frames] squared errors of denoising; they count negatively.
         mask: [R, T], 0/1 or elements per position; all ones if left out.
         pairs: [P, 2] rows (chosen, rejected), or "halves": row i is preferred to row R/2 + i.
+        turn: the network whose turn it is, for methods that train one beside the policy.
         Anything else is an annotation, or a feature, by its name.
         """
         given = {"policy": policy_logps, "reference": reference_logps}
@@ -70,7 +73,7 @@ class Responses:
             pairs = torch.arange(len(first), device=first.device).view(2, -1).T
         if pairs is not None:
             notes["pairs"] = pairs
-        return cls(scores, notes, extras or {})
+        return cls(scores, notes, extras or {}, turns={turn: True} if turn else {})
 
     replace = dataclasses.replace
 
@@ -225,6 +228,8 @@ class Responses:
         return self._first().shape[1]
 
     def count_rows(self) -> int:
+        if not self.scores and "group" in self.notes:  # nothing is scored, only features are asked for
+            return len(self.notes["group"])
         return len(self._first())
 
     def _first(self) -> Tensor:
@@ -238,6 +243,15 @@ class Responses:
         how: its settings, which it alone reads. Only what denoises obeys; plain numbers are taken as they are.
         """
         self._ask("noising", name, how=how)
+        return self
+
+    def generated(self, name: str, **how: Any) -> Responses:
+        """Responses that the policy of the moment makes of the prompts in this way: "one_step" (scoring/one_step).
+
+        how: its settings, which it alone reads. The data's own responses are not looked at; plain numbers are taken as
+        they are.
+        """
+        self._ask("generation", name, how=how)
         return self
 
     def extra(self, name: str, grad: bool = True) -> Responses:
@@ -268,6 +282,14 @@ class Responses:
         if x is None:
             raise PrefoptError(f"parameters '{name}' do not exist yet: responses = method.init(responses) makes them")
         return x
+
+    def turn(self, name: str, steps: int, rate: float = 1.0, betas: tuple[float, ...] | None = None) -> bool:
+        """Whether it is the turn of the network `name`, which is trained beside the policy: `steps` optimiser steps of
+        its own before each step of the policy. In its turn nothing else moves, and in the policy's it does not.
+
+        It is a group of the optimiser: rate multiplies the learning rate, betas (if given) are its own.
+        """
+        return bool(self._ask("turns", name, steps=steps, rate=rate, betas=betas))
 
     def step_mean(self, name: str, values: Tensor) -> Tensor:
         """Mean of values [R] over all responses of the optimiser step (micro-batches, processes), a constant."""

@@ -141,13 +141,14 @@ def needs_of(questions: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """
     found = set()
     for key, spec in questions.items():
+    made = any(key.startswith("generation:") for key in questions)  # the policy's own, trained through a frozen reward
         kind, _, name = key.partition(":")
         if kind in ("modules", "states"):  # the method's own, whatever it calls them
             continue
         words = set(name.replace("/", "_").split("_"))
-        if key in ("scores:reference", "scores:token_kl"):
+        if key in ("scores:reference", "scores:token_kl", "features:reference_score"):
             found.add("reference")
-        if words & {"reward", "rewards"} and not spec.get("grad"):
+        if words & {"reward", "rewards"} and (not spec.get("grad") or made):
             found.add("reward_model")
         if "value" in words and "notes" not in key:
             found.add("value_head")
@@ -159,13 +160,14 @@ ANSWERED_ON_IMAGES = ("scores:policy", "scores:reference", "noising:", "notes:",
 
 
 def modality_of(questions: Mapping[str, Mapping[str, Any]], family: str) -> list[str]:
-    """Where a method runs: on language models unless its constants are those of denoising errors; on images where it
+    """Where a method runs: on language models unless it is of the diffusion family; on images then, and where it
     asks only for policy, reference and annotations that know no token positions."""
     on_images = all(
         key.startswith(ANSWERED_ON_IMAGES) and "T" not in str(spec.get("shape", "")).split()
         for key, spec in questions.items()
     )
     return ([] if family == "diffusion" else ["lm"]) + (["image_diffusion"] if on_images else [])
+    on_images |= family == "diffusion"
 
 
 def _leaves(value: Leaves) -> Sequence[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,9 +95,3 @@ def check_differentiable(reward: Differentiable, name: str, shape: Sequence[int]
             f"reward {name!r} mixes pictures: the number of one depends on another (a batch norm in training mode, or a "
             "mean over the batch)"
         )
-
-
-def file_of(spec: str) -> str:
-    """What a record says about a reward."""
-    place, _, name = spec.rpartition(":")
-    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else spec

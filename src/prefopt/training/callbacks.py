@@ -21,8 +21,8 @@ class AfterStep(transformers.TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.method_states.advance(self.trainer._sum)
-        for p in self.trainer.method_modules.parameters():  # transformers clears the gradients of its model alone
-            p.grad = None
+        for p in (*self.trainer.method_modules.parameters(), *self.trainer.networks.parameters()):
+            p.grad = None  # transformers clears the gradients of its model alone
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for moving in self.trainer.task.moving.values():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 WHOLE = "whole"  # a file whose presence says that everything else in the folder is complete
 STATES, MODULES = "method_states.safetensors", "method_modules.safetensors"
+NETWORKS = "networks.safetensors"  # those that are trained beside the policy
 
 
 def save_method(folder: Path, states: Mapping[str, Tensor], modules: nn.ModuleDict) -> None:

@@ -29,9 +29,13 @@ log = logging.getLogger("prefopt")
 
 def diffusion_task(config: RunConfig, method: Method) -> Task:
     """Model, data and scorer of an image run. Raises PrefoptError for whatever cannot be trained on."""
-    model = load_image_model(config.model.path, dtype=_dtype(config), resolution=config.denoising.resolution)
-    schedule = _schedule(config, model)
     needs = method.needs()
+    if "generation:one_step" in needs:
+        from .one_step_task import one_step_task
+
+        return one_step_task(config, method)
+    model = load_image_model(config.model.path, dtype=dtype_of(config), resolution=config.denoising.resolution)
+    schedule = _schedule(config, model)
     if torch.cuda.is_available():
         model.pipeline.to("cuda")  # encoding is faster there; the trainer moves the denoiser itself
     data = prepare_images(config.data, model, needs=data_needs(needs), flip=config.denoising.random_flip)
@@ -48,7 +52,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
     if kind == "adapter_off":
         _refuse_noise(net)
-    _with_checkpointing(net)
+    with_checkpointing(net)
     scorer: Any = DenoisingScorer(  # of image batches: narrower than the protocol says
         model.kind,
         schedule,
@@ -84,7 +88,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving)
 
 
-def _dtype(config: RunConfig) -> torch.dtype:
+def dtype_of(config: RunConfig) -> torch.dtype:
+    """In which the weights are loaded."""
     return torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
 
 
@@ -120,7 +125,7 @@ def _frozen(config: RunConfig, model: ImageModel) -> nn.Module:
     """A frozen copy of the start, or the denoiser of `reference.path`, which must read the same latents and text."""
     if config.reference.path is None:
         return copy.deepcopy(model.denoiser).requires_grad_(False).eval()
-    other = load_image_model(config.reference.path, dtype=_dtype(config), resolution=config.denoising.resolution)
+    other = load_image_model(config.reference.path, dtype=dtype_of(config), resolution=config.denoising.resolution)
     same = (other.kind, other.schedule.prediction) == (model.kind, model.schedule.prediction)
     if not same or fingerprint(other.frozen) != fingerprint(model.frozen):
         raise PrefoptError(
@@ -139,7 +144,7 @@ def _refuse_noise(net: nn.Module) -> None:
             )
 
 
-def _with_checkpointing(net: nn.Module) -> None:
+def with_checkpointing(net: nn.Module) -> None:
     """The trainer asks by transformers' names."""
 
     def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:

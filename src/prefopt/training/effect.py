@@ -98,7 +98,7 @@ def _lengths(data: DataConfig) -> Idle:
 
 def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
     needs = method.needs()
-    if not {"scores:reference", "scores:token_kl"} & set(needs):
+    if not {"scores:reference", "scores:token_kl", "features:reference_score"} & set(needs):
         for key in sorted(config.given("reference")):
             yield f"reference.{key}", f"{method.name} uses no reference model"
     if kind != "diffusion":
@@ -111,7 +111,8 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             asked = ", ".join(sorted(asked_sources(needs))) or "no other model's scores"
             own = "; reference.path names the reference" if name == "reference" else ""
             yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
-    for key in sorted(config.given("rollout")):
+    for key in sorted(config.given("rollout") - ({"reward"} if "generation:one_step" in needs else set())):
+    yield from _generated(config, method)
         yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
     yield from _diagnostics(config, method, kind)
 
@@ -128,6 +129,19 @@ def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"diagnostics.{key}", "pictures are not drawn; the unseen ones are those of the held-out data"
     elif "max_new_tokens" in given and not config.diagnostics.samples:
         yield "diagnostics.max_new_tokens", "diagnostics.samples is 0"
+
+def _generated(config: RunConfig, method: Method) -> Idle:
+    """Where the policy makes its own pictures."""
+    needs = method.needs()
+    if "generation:one_step" not in needs:
+        return
+    for key in sorted(config.given("denoising") - {"resolution"}):
+        yield f"denoising.{key}", f"{method.name} reads prompts alone, and says itself how pictures are noised"
+    for key in sorted(config.given("reference") - {"path"}):
+        yield f"reference.{key}", f"{method.name} keeps a frozen copy of its reference"
+    if config.rollout.reward is not None and "scores:reward" not in needs:
+        yield "rollout.reward", f"{method.name} asks for no reward with these settings (alpha_rew is 0)"
+
 
 
 def _train(config: RunConfig) -> Idle:

@@ -28,6 +28,7 @@ class Plan:
     totals: dict[str, Tensor]  # term -> count over micro-batches and processes
     statistics: dict[str, Tensor]  # name -> mean over the step (KTO's z0)
     ready: list[tuple[Batch, Scored, Counts]]  # batches on the device, extras scored without gradient, own counts
+    turn: str = ""  # whose: a network's beside the policy, or the policy's own
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ def responses(
     states: Mapping[str, Tensor],
     modules: Mapping[str, nn.Module],
     statistics: Mapping[str, Tensor],
+    turn: str = "",
 ) -> Responses:
     """The batch as the method sees it."""
     extras = {name: Responses(scores=only(Scores, found)) for name, found in scored.items() if name != "responses"}
     own = scored["responses"]
-    return Responses(only(Scores, own), batch.notes, extras, states, modules, statistics, only(Tensor, own))
+    turns = {turn: True} if turn else {}
+    return Responses(only(Scores, own), batch.notes, extras, states, modules, statistics, only(Tensor, own), turns)
 
 
 def made_up(
@@ -93,6 +96,7 @@ def plan(
     shapes: Shapes | None = None,
     ahead: Callable[[Batch], Scored] | None = None,
     gather: Callable[[Tensor], Tensor] = lambda x: x,
+    turn: str = "",
 ) -> Plan:
     """Count every micro-batch of this process and sum over processes: one reduction an optimiser step.
 
@@ -118,7 +122,7 @@ def plan(
         scored = made_up(batch, needs, known, shapes)
         if of_policy and ahead is not None:
             scored |= {name: {**scored.get(name, {}), **found} for name, found in ahead(batch).items()}
-        r = responses(batch, scored, states, modules, {})
+        r = responses(batch, scored, states, modules, {}, turn)
         counting = Counting(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)})
         with torch.no_grad():
             loss = method(counting)
@@ -130,7 +134,7 @@ def plan(
         for k, x in counting.every.items():
             every.setdefault(k, []).append(x[:0] if batch.filler else x)
     if not ready:
-        return Plan({}, {}, [])
+        return Plan({}, {}, [], turn)
     device = next(iter(sums.values())).device
     flat = torch.cat([torch.stack(list(sums.values())), *[x.to(device) for x in seen.values()]])
     flat = reduce(flat)
@@ -138,7 +142,7 @@ def plan(
     means = flat[len(sums) :].view(-1, 2)
     statistics = {k: m[0] / m[1].clamp(min=1) for k, m in zip(seen, means, strict=True)}
     statistics |= {k: gather(torch.cat(x)).sort().values for k, x in every.items()}
-    return Plan(totals, statistics, ready)
+    return Plan(totals, statistics, ready, turn)
 
 
 def part(method: Method, loss: Loss, totals: Counts, counts: Counts | None = None) -> Tensor:

@@ -43,5 +43,6 @@ class Task:
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None
     moving: dict[str, Moving] = field(default_factory=dict)  # what follows the policy: "reference", "teacher"
+    networks: dict[str, nn.Module] = field(default_factory=dict)  # trained beside the model, each in turns of its own
     # token ids that the model as it is now says to the prompts of examples, each: (examples, number, most tokens, seed)
     answer: Callable[[Sequence[Any], int, int, int], list[list[list[int]]]] | None = None

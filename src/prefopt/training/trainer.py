@@ -29,6 +29,7 @@ from .names import learnt, to_log
 from .rounds import RoundSampler
 from .sampler import Drawn, StepLoader, StepSampler
 from .task import Examples, Task
+from .turns import Turns, act, groups, refuse_shared
 
 # how far policy and reference may differ per token before the first step: rounding of one forward against another
 START_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -45,7 +46,10 @@ class Trainer(transformers.Trainer):
 
     def __init__(self, task: Task, method: Method, args: transformers.TrainingArguments, examples_per_step: int):
         self.task, self.method, self.scorer = task, method, task.scorer
-        self.needs = method.needs()
+        self.needs, self.asked = method.needs(), method.turns()
+        self.turns, self.turn = Turns.of(self.needs), ""
+        refuse_shared(task.networks, task.model)
+        self.networks = nn.ModuleDict(task.networks).to(args.device)
         self.examples_per_step = examples_per_step
         self.method_states, self.method_modules = States(), nn.ModuleDict()
         self.meters = {"train": Meter(), "eval": Meter()}
@@ -126,13 +130,16 @@ class Trainer(transformers.Trainer):
         """All micro-batches of a step, on the device, counted, with extras that carry no gradient scored."""
         batches = [b.to(device) for _, b in zip(range(num_batches), epoch_iterator, strict=False)]
         self._tokens += sum(b.size for b in batches if not b.filler)
-        made = self._plan(batches)
+        self.turn = self.turns.at(self.state.global_step)
+        act(self.networks, self.turn)
+        made = self._plan(batches, self.turn)
         return made.ready, made
 
-    def _plan(self, batches: list[Batch]) -> Plan:
-        shapes = self.scorer.shapes(self.needs)
+    def _plan(self, batches: list[Batch], turn: str = "") -> Plan:
+        needs = self.asked[turn]
+        shapes = self.scorer.shapes(needs)
         known = self._with_extras(batches)
-        return plan(self.method, self.needs, known, *self._owned(), self._sum, shapes, self._ahead, self._join)
+        return plan(self.method, needs, known, *self._owned(), self._sum, shapes, self._ahead, self._join, turn)
 
     def _ahead(self, batch: Batch) -> Scored:
         """The scores of the step to come, for statistics of the policy."""
@@ -174,21 +181,23 @@ class Trainer(transformers.Trainer):
         self._check_reference(r)
         share = part(self.method, loss, step.totals, counts if first else None)
         self.meters["train"].add(measures(r, loss), weight)
+        if self.networks:  # the logged loss is of several turns: each term is told by itself
+            self.meters["train"].add({f"loss/{name}": term for name, term in loss.terms.items()}, weight)
         self.method_states.collect(loss.updates, weight)
         return share * (weight * self.args.world_size)  # DDP takes the mean over processes, we want the sum
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:  # the method's own parameters are outside what DDP wraps
-            for p in self.method_modules.parameters():
+        if self.accelerator.sync_gradients:  # parameters beside the policy's are outside what DDP wraps
+            for p in (self.networks[self.turn] if self.turn else self.method_modules).parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad = self._sum(p.grad) / self.args.world_size
         return loss
 
     def _run(self, model: nn.Module, batch: Batch, extras: Scored, step: Plan) -> tuple[Responses, Loss]:
-        with_grad = self.scorer.score(model, batch, self.needs, grad=True)
+        with_grad = self.scorer.score(model, batch, self.asked[step.turn], grad=True)
         scored = {k: {**with_grad.get(k, {}), **extras.get(k, {})} for k in {**with_grad, **extras}}
-        r = responses(batch, scored, *self._owned(), step.statistics)
+        r = responses(batch, scored, *self._owned(), step.statistics, step.turn)
         with torch.autocast(self.args.device.type, enabled=False):  # losses and the method's own networks are exact
             return r, self.method(r)
 
@@ -229,7 +238,15 @@ class Trainer(transformers.Trainer):
             own: dict[str, Any] = {"lr": self.args.learning_rate * spec["rate"]} if spec["rate"] != 1 else {}
             own["weight_decay"] = spec.get("weight_decay", 0.0)
             optimizer.add_param_group({"params": list(module.parameters()), **own})
+        for group in groups(self.networks, self.needs, self.args):
+            optimizer.add_param_group(group)
         return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return super()._clip_grad_norm(self.networks[self.turn] if self.turn else model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(self.networks[self.turn] if self.turn else model, grad_norm)
 
     # ---- what must hold
 
@@ -310,6 +327,8 @@ class Trainer(transformers.Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.save_method(folder, self.method_states.values, self.method_modules)
+            if self.networks:
+                checkpoints.save_tensors(folder / checkpoints.NETWORKS, self.networks.state_dict())
             for name, moving in self.task.moving.items():
                 checkpoints.save_tensors(folder / f"{name}.safetensors", moving.state(self.task.model))
             checkpoints.mark_whole(folder)
@@ -323,6 +342,8 @@ class Trainer(transformers.Trainer):
         with _reading(folder):
             json.loads((folder / "trainer_state.json").read_text())  # transformers reads it later, without words
             self.method_states.values |= checkpoints.load_method(folder, self.method_modules, self.args.device)
+            if self.networks:
+                self.networks.load_state_dict(checkpoints.load_file(folder / checkpoints.NETWORKS))
             for name, moving in self.task.moving.items():
                 moving.load(checkpoints.load_file(folder / f"{name}.safetensors"))
 
