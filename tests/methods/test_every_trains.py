@@ -133,5 +133,13 @@ def test_text(name: str, adapter: bool, text_model: Path, before: Any, tmp_path:
 @pytest.mark.parametrize("adapter", [False, True], ids=["whole", "adapter"])
 @pytest.mark.parametrize("name", sorted(k for k, f in METHODS.items() if f.family == "diffusion"))
 def test_images(name: str, adapter: bool, image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
-    losses = trained(METHODS[name](), tmp_path / "run", image_model, image_pairs, [], adapter)
+    m = METHODS[name]()
+    asked = {k.removeprefix("notes:") for k in m.needs()} & set(SIDE_NOTES)
+    if asked:
+        given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
+        columns = {f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))}
+        files = [{s: str(image_pairs.parent / row[s]) for s in ("chosen", "rejected")} for row in given]
+        image_pairs = tmp_path / "rows.jsonl"
+        image_pairs.write_text("".join(json.dumps(r | f | columns) + "\n" for r, f in zip(given, files, strict=True)))
+    losses = trained(m, tmp_path / "run", image_model, image_pairs, [], adapter)
     assert len(losses) == 2

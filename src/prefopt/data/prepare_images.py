@@ -14,10 +14,20 @@ from .config import DataConfig
 from .example import ENUMERATED, Example
 from .images import check_image
 from .latents import ImageSet, encode_examples
-from .prepare import OPTIONAL, prompt_key
-from .rule import refuse_one_class
+from .prepare import carried, prompt_key
+from .rule import PROMPT_PAIRS, refuse_one_class, with_prompt_pairs
+from .side_notes import SIDE_NOTES
 from .source import read_image_examples
 from .store import enumerate_names
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The examples of a run, read and checked, and the record of the rows."""
+
+    train: list[Example]
+    eval: list[Example]
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,16 @@ def prepare_images(
     `needs` as in `prepare_text`. `flip`: training images are mirrored at random. Raises PrefoptError by the rule for
     rows, before anything is encoded.
     """
+    read = read_pictures(data, needs)
+    train, held_out = read.train, read.eval
+    record = read.record | {"images": _sizes(train, model.resolution)}
+    encoded = encode_examples(train, model, flip=flip, progress=progress)
+    evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
+    return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
+
+
+def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
+    """Every row, read and checked by the rule for rows; what is held out is set apart."""
     asked = frozenset(needs) | frozenset(data.use)
     train, record = read_image_examples(data, needs_pairs=False, needs=asked)
     held_out: list[Example] = []
@@ -52,20 +72,20 @@ def prepare_images(
                 f"data: no example is left for {name} ({record['rows']} rows were read); change data.eval_fraction or "
                 "give more data"
             )
+    if PROMPT_PAIRS in asked:
+        train, held_out = with_prompt_pairs(train), with_prompt_pairs(held_out)
     if "label" in asked:
         refuse_one_class({bool(x) for e in train for x in e.notes["label"]}, data.paths)
     numbered, notes = _numbered([*train, *held_out], asked)
     train, held_out = numbered[: len(train)], numbered[len(train) :]
-    record |= {"paths": data.paths, "train": {"examples": len(train)}, "images": _sizes(train, model.resolution)}
+    record |= {"paths": data.paths, "train": {"examples": len(train)}, "ranges": _ranges(train, asked, data.paths)}
     record |= notes | ({"eval": {"examples": len(held_out)}} if held_out else {})
-    encoded = encode_examples(train, model, flip=flip, progress=progress)
-    evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
-    return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
+    return Pictures(train, held_out, record)
 
 
 def _numbered(examples: Sequence[Example], asked: frozenset[str]) -> tuple[list[Example], dict[str, Any]]:
     """Examples with the notes that all of them have, names as numbers; and what the record says about it."""
-    sums = Counter(name for e in examples for name in e.notes if name not in OPTIONAL or name in asked)
+    sums = Counter(name for e in examples for name in e.notes if carried(name, asked))
     kept = sorted(name for name, n in sums.items() if n == len(examples))
     names = {n: enumerate_names({v for e in examples for v in e.notes[n]}) for n in kept if n in ENUMERATED}
 
@@ -77,6 +97,21 @@ def _numbered(examples: Sequence[Example], asked: frozenset[str]) -> tuple[list[
     available = [*kept, *(["pairs"] if all(e.pairs for e in examples) else [])]
     partial = {name: n for name, n in sums.items() if name not in kept}
     return numbered, {"notes": available, "names": names, "incomplete_notes": partial}
+
+
+def _ranges(examples: Sequence[Example], asked: frozenset[str], paths: Sequence[str]) -> dict[str, list[float]]:
+    """Least and largest of the numbers that a method asks for. Raises PrefoptError where scores are all the same."""
+    found = {}
+    for name in sorted(asked & set(SIDE_NOTES)):
+        numbers = [x for e in examples for x in e.notes.get(name, ()) if isinstance(x, float)]
+        if numbers:
+            found[name] = [min(numbers), max(numbers)]
+    if len(set(found.get("reward_score", (0, 1)))) == 1:
+        raise PrefoptError(
+            f"{', '.join(paths)}: every 'reward_score' is {found['reward_score'][0]:g}, so no response is better than "
+            "another; score them anew (prefopt data build scores --add reward_score=...)"
+        )
+    return found
 
 
 def _sizes(examples: Sequence[Example], resolution: int) -> dict[str, Any]:

@@ -47,6 +47,14 @@ class CountOf:
 
 
 @dataclass(frozen=True)
+class OfData:
+    """A number; where it is not given (none), the least or the largest of this annotation in the training data."""
+
+    note: str
+    largest: bool = False
+
+
+@dataclass(frozen=True)
 class Grades:
     """Numbers from 0 on, each larger than the one before, none above 1; or none at all."""
 
@@ -67,6 +75,8 @@ Smoothing = Annotated[float, Within(0, 0.5, open_high=True)]
 Share = Annotated[float, Within(0, 1, open_low=True)]
 Rising = Annotated[tuple[float, ...], Grades()]
 Annotators = Annotated[int | None, CountOf("annotator")]
+LeastReward = Annotated[float | None, OfData("reward_score")]
+LargestReward = Annotated[float | None, OfData("reward_score", largest=True)]
 
 
 def validate(method: str, key: str, value: Any, hint: Any) -> Any:
@@ -85,6 +95,8 @@ def validate(method: str, key: str, value: Any, hint: Any) -> Any:
         if value is not None and (type(value) is not int or value < 1):
             fail("must be a whole number of at least 1, or none")
         return value
+    if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], OfData):
+        return None if value is None else validate(method, key, value, Real)
     if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], Grades):
         numbers = validate(method, key, value, hint.__origin__)
         if not rule.holds(numbers):
@@ -120,6 +132,8 @@ def describe(hint: Any) -> str:
     """The type of a hyperparameter in words: "in (0, inf)", "one of sigmoid, hinge"."""
     if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], CountOf):
         return f"whole number, or none: as many as the data has names in '{rule.note}'"
+    if typing.get_origin(hint) is Annotated and isinstance(rule := hint.__metadata__[0], OfData):
+        return f"number, or none: the {'largest' if rule.largest else 'least'} '{rule.note}' of the training data"
     if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Never):
         return describe(hint.__origin__)
     if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], Grades):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import PrefoptError
-from .hyper import CountOf, validate
+from .hyper import CountOf, OfData, validate
 from .loss import Loss
 from .responses import Responses
 from .shape import KINDS, Part, Shape
@@ -89,15 +89,20 @@ class Method:
         hyper = {k: v.record() if isinstance(v, Method) else v for k, v in self.hyper.items()}
         return {"name": self.name} | hyper | {k: p.record() for k, p in self.parts.items()}
 
-    def counted(self, names: Mapping[str, int]) -> Method:
-        """Numbers that stand for "as many as the data has names in an annotation", filled in."""
+    def counted(self, names: Mapping[str, int], ranges: Mapping[str, Sequence[float]] = MappingProxyType({})) -> Method:
+        """Numbers that the data knows, filled in: how many names it has in an annotation, and what range of numbers.
+
+        An unknown range leaves none as it is.
+        """
         hints, hyper = METHODS[self.name].hints if self.name in METHODS else {}, dict(self.hyper)
         for key, value in self.hyper.items():
             rule = next(iter(getattr(hints.get(key), "__metadata__", ())), None)
             if isinstance(value, Method):
-                hyper[key] = value.counted(names)
+                hyper[key] = value.counted(names, ranges)
             elif isinstance(rule, CountOf) and value is None:
                 hyper[key] = names.get(rule.note)
+            elif isinstance(rule, OfData) and value is None and rule.note in ranges:
+                hyper[key] = ranges[rule.note][int(rule.largest)]
         return replace(self, hyper=MappingProxyType(hyper))
 
 

@@ -36,6 +36,7 @@ class Schedule:
     alphas_cumprod  [T] float64 for diffusion, None for flow
     density         flow: how s is drawn; the choice of the base model's pre-training
     shift           flow: s <- shift*s / (1 + (shift-1)*s), by default the scheduler's own; 1 is none
+    clips           the scheduler's samplers clip the image that they predict
     """
 
     prediction: Prediction
@@ -43,6 +44,7 @@ class Schedule:
     alphas_cumprod: Tensor | None = None
     density: Density = "logit_normal"
     shift: float = 1.0
+    clips: bool = False
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
@@ -60,7 +62,8 @@ class Schedule:
                 f"known; expected {', '.join(get_args(Prediction)[:3])}, or a flow-matching scheduler"
             )
         ddpm = DDPMScheduler.from_config(config)  # the forward process does not depend on the sampling rule
-        return cls(prediction, config.num_train_timesteps, ddpm.alphas_cumprod.double())
+        clips = bool(config.get("clip_sample") or config.get("thresholding"))
+        return cls(prediction, config.num_train_timesteps, ddpm.alphas_cumprod.double(), clips=clips)
 
     def drawn_by(self, density: Density | None = None, shift: float | None = None) -> Schedule:
         """The same schedule with another distribution of s (None: as it is); only flow models have one."""

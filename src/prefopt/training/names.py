@@ -24,7 +24,7 @@ def with_names(method: Method, data: Mapping[str, Any]) -> Method:
     are, and where separate held-out data has names that are not trained on (a share held out at random: a warning).
     """
     names = data.get("names") or {}
-    counted = method.counted({n: len(found) for n, found in names.items()})
+    counted = method.counted({n: len(found) for n, found in names.items()}, data.get("ranges") or {})
     needs = counted.needs()
     for note in sorted(ENUMERATED):
         if (spec := needs.get(f"notes:{note}")) is None:

@@ -1,0 +1,43 @@
+import torch
+
+from ...objectives.hyper import LargestReward, LeastReward, Positive
+from ...objectives.loss import Loss
+from ...objectives.method import Method, method, require
+from ...objectives.responses import Responses
+from .diffusion_dpo import diffusion_dpo
+
+
+@method("smpo", paper="2506.02698", beta="of the base method", tags=("noise",))
+def smpo(
+    r: Responses,
+    *,
+    base: Method = diffusion_dpo(beta=2000.0),
+    gamma: Positive = 10.0,
+    reward_min: LeastReward = 0.11543526500463486,
+    reward_max: LargestReward = 0.28201571106910706,
+    inversion_steps: int = 10,
+    corrections: int = 1,
+    invert_exactly_to_tau: bool = False,
+) -> Loss:
+    """SmPO: smoothed preferences, omega = gamma (2p - 1) on the logit, at latents found by ReNoise inversion.
+
+    p = sigmoid((r_w - r_l) / (reward_max - reward_min)) of each image's reward_score r: near-ties teach little, and the
+    score alone says who wins (a pair given the other way round has the same loss). The range is that of PickScore as
+    published; none: that of the training data. Inversion as in DDIM-InPO, every step corrected `corrections` times.
+    """
+    require(inversion_steps >= 1, f"inversion_steps = {inversion_steps}: must be at least 1")
+    require(corrections >= 0, f"corrections = {corrections}: must not be negative")
+    how = {"steps": inversion_steps, "corrections": corrections, "exact_tau": invert_exactly_to_tau}
+    w, l = r.noised("ddim_inversion", **how).pairs()
+    if reward_min is not None and reward_max is not None:
+        require(reward_max > reward_min, f"reward_max = {reward_max} must be above reward_min = {reward_min}")
+    scores = r.note("reward_score", "R")
+    low = scores.min() if reward_min is None else scores.new_tensor(reward_min)
+    high = scores.max() if reward_max is None else scores.new_tensor(reward_max)
+    gap = (w.note("reward_score", "R") - l.note("reward_score", "R")) / (high - low)
+    omega = gamma * (2 * torch.sigmoid(gap) - 1)
+    out = base(r).recompared(scale=omega)
+    outside = ((scores < low) | (scores > high)).sum()
+    return out.replace(
+        metrics=out.metrics | {"weight": omega}, health=out.health | {"scores_outside_range": outside.to(omega.dtype)}
+    )
