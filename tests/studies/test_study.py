@@ -73,7 +73,7 @@ def test_failures_are_results_and_the_others_go_on(done: tuple[dict[str, Any], P
     worst = min(worst, read_table(folder / "results.json").starts["start"]["reward"])
     assert found["methods"]["wild"]["best"] == found["methods"]["broken"]["best"] == worst
     assert found["methods"]["wild"]["diverged"] == found["methods"]["broken"]["failed"] == 1
-    assert [p["size"] for p in found["sizes"]["dpo"]] == [8, None]
+    assert [p["size"] for p in found["sizes"]["dpo"]["start"]] == [8, None]
     page = (folder / "report.html").read_text()
     assert (
         "a bug of this method" in page
@@ -208,3 +208,12 @@ def alive(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_steps_of_a_recipe_are_counted_over_its_parts(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
+    line = {"tgdpo-from-pairs": {"settings": {"train.max_steps": 2}}}
+    study = make_study(content(tmp_path, text_model, pairs_file, methods=line))
+    assert run_study(study).finished == 1
+    with (tmp_path / "out" / "results.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["steps"] == "4"  # two of the model that guides, two of its own

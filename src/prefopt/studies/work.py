@@ -106,7 +106,7 @@ def _finished(study: StudyConfig, run: PlannedRun, folder: Path) -> dict[str, An
     return {
         "status": "finished",
         "numbers": numbers,
-        "steps": record.get("steps"),
+        "steps": _updates(Path(outcome.folder)),
         "train_seconds": round(trained - begun, 2),
         "fingerprints": {
             "model": record.get("model", {}).get("fingerprint"),
@@ -114,6 +114,12 @@ def _finished(study: StudyConfig, run: PlannedRun, folder: Path) -> dict[str, An
             "reference": record.get("reference", {}).get("identity"),
         },
     }
+
+
+def _updates(folder: Path) -> int | None:
+    """Optimiser steps of a run, a recipe's together."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return max((json.loads(line).get("step") or 0 for line in lines), default=None)
 
 
 def _yardstick(study: StudyConfig, config: RunConfig) -> Yardstick:
