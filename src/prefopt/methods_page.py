@@ -30,6 +30,21 @@ An alias is a method with other defaults, which may still be changed. A name tha
 its candidates, unless a method here is called exactly so.
 """
 
+SURVEY_TOP = """## What the survey lists and is not here
+
+Every other loss of the survey's tree is a method or a recipe above, an alias, or a method with settings. ETO is `dpo` on
+pairs of trajectories: whole conversations as `chosen` and `rejected`, of which assistant turns are scored.
+"""
+
+NOT_HERE = (
+    ("MinMax-DPO, EM-DPO", "2405.15065", "trains a policy for each hidden type of annotator in turn (EM), then an ensemble; "
+     "for groups that are known, `grpo-robust` is the worst case over them"),
+    ("Nash-MD, IPO-MD", "2312.00886", "samples from a geometric mixture of policy and reference, token by token with two "
+     "models; `sppo`, `spin` and `online-dpo` are the self-play that is here"),
+    ("DRPO", "2410.18127", "another smooth NDCG (a sorting network and a rank-dependent score); `opo` is the one that is here"),
+)  # fmt: skip
+"""Name, arXiv id, what it would need."""
+
 
 def page() -> str:
     """The whole page."""
@@ -56,6 +71,8 @@ def page() -> str:
             _table(("method", "paper", "family", "tags", "beta multiplies"), listed),
             TRL_TOP,
             _table(("trainer", "TRL", "method", "settings", "remark"), theirs),
+            SURVEY_TOP,
+            _table(("name", "paper", "what it would need"), [(n, _paper(p), why) for n, p, why in NOT_HERE]),
             OTHER_TOP,
             _table(("alias", "method", "settings"), aliases),
             _table(("shared name", "candidates"), shared),

@@ -130,7 +130,8 @@ def told(record: Mapping[str, Leaves], brief: bool = False) -> list[tuple[str, s
     """(dimension, leaves in words) for printing; `brief`: only what differs from the defaults and was not found."""
     usual = set(map(resolve, DEFAULTS)) | {("constraint.divergence", "none")}
     rows = [(d, [x for x in _leaves(record[d]) if not (brief and (d in FOUND or (d, x) in usual))]) for d in VOCABULARY]
-    return [(d, ", ".join(x) or "-") for d, x in rows if x or not brief]
+    named = {"true": "safety"} if brief else {}  # the one leaf that says nothing without its dimension
+    return [(d, ", ".join(named.get(leaf, leaf) for leaf in x) or "-") for d, x in rows if x or not brief]
 
 
 def needs_of(questions: Mapping[str, Mapping[str, Any]]) -> set[str]:
