@@ -141,8 +141,8 @@ def needs_of(questions: Mapping[str, Mapping[str, Any]]) -> set[str]:
     gradient (then it is the reward model that is trained). value_head: what is called `value`.
     """
     found = set()
-    for key, spec in questions.items():
     made = any(key.startswith("generation:") for key in questions)  # the policy's own, trained through a frozen reward
+    for key, spec in questions.items():
         kind, _, name = key.partition(":")
         if kind in ("modules", "states"):  # the method's own, whatever it calls them
             continue
@@ -167,8 +167,8 @@ def modality_of(questions: Mapping[str, Mapping[str, Any]], family: str) -> list
         key.startswith(ANSWERED_ON_IMAGES) and "T" not in str(spec.get("shape", "")).split()
         for key, spec in questions.items()
     )
-    return ([] if family == "diffusion" else ["lm"]) + (["image_diffusion"] if on_images else [])
     on_images |= family == "diffusion"
+    return ([] if family == "diffusion" else ["lm"]) + (["image_diffusion"] if on_images else [])
 
 
 def _leaves(value: Leaves) -> Sequence[str]:
