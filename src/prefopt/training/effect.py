@@ -111,8 +111,8 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             asked = ", ".join(sorted(asked_sources(needs))) or "no other model's scores"
             own = "; reference.path names the reference" if name == "reference" else ""
             yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
-    for key in sorted(config.given("rollout") - ({"reward"} if "generation:one_step" in needs else set())):
     yield from _generated(config, method)
+    for key in sorted(config.given("rollout") - ({"reward"} if "generation:one_step" in needs else set())):
         yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
     yield from _diagnostics(config, method, kind)
 
@@ -129,6 +129,7 @@ def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"diagnostics.{key}", "pictures are not drawn; the unseen ones are those of the held-out data"
     elif "max_new_tokens" in given and not config.diagnostics.samples:
         yield "diagnostics.max_new_tokens", "diagnostics.samples is 0"
+
 
 def _generated(config: RunConfig, method: Method) -> Idle:
     """Where the policy makes its own pictures."""

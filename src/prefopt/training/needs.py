@@ -48,9 +48,9 @@ def how_to_give(need: str, kind: str) -> str:
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
     if asked == "noising":
         return f"inputs noised by '{name}', which this model does not have ({kind})"
-    if asked == "features":
     if asked in ("generation", "turns"):
         return _GENERATED[asked]
+    if asked == "features":
         return f"the feature '{name}', which {kind} models do not give"
     if kind == "text" and name not in _SCORES:
         return f"the scores '{name}' of another model: set sources.{name}.path to its folder (same tokenizer)"
@@ -61,16 +61,16 @@ _NOTES = {
     "pairs": "pairs: rows with a chosen and a rejected answer, or ranked lists",
     "label": "labels: a column 'label' that says whether an answer is desirable, or pairs",
 }
+_GENERATED = {
+    "generation": "a generator: it makes its own pictures of prompts, with a diffusers pipeline",
+    "turns": "networks that are trained beside the model",
+}
 _SCORES = {
     "policy": "the log-probabilities of a language model: it is asked for them and for a reward head's score at once",
     "reference": "a reference model's scores",
     "token_kl": "the exact KL between whole distributions over a vocabulary, which only running text references give",
     "entropy": "the entropy of a distribution over a vocabulary, which only language models have",
     "log_collision": "the sum of squares of a distribution over a vocabulary, which only language models have",
-_GENERATED = {
-    "generation": "a generator: it makes its own pictures of prompts, with a diffusers pipeline",
-    "turns": "networks that are trained beside the model",
-}
     "reward": "the score of a reward head, which only text models with one (bt-reward) have",
 }
 
