@@ -186,6 +186,9 @@ def generate(
     reward: Annotated[
         str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")
     ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="images: a model whose network is the negative branch of guidance")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
     """Sample from a model into a file that prefopt's own training reads.
@@ -202,7 +205,9 @@ def generate(
         from .rollout.images import ImageSampling
 
         pictures = ImageSampling(steps, guidance, batch_size or 16)
-        count = generate_images(model, data, output, number, seed, pictures, reward)
+        count = generate_images(model, data, output, number, seed, pictures, reward, negative)
+    elif negative is not None:
+        raise PrefoptError(f"--negative guides diffusion models; {model} is a text model")
     else:
         from .rollout.text import Sampling
 
@@ -225,6 +230,10 @@ def eval_(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    negative: Annotated[
+        str | None,
+        typer.Option(help="images: a model as the negative branch of guidance; the run itself: its start guided by it"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy on held-out pairs, reward, KL, length, diversity and win rate against the starting model."""
@@ -237,7 +246,9 @@ def eval_(
     if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
         if output is not None:
             raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
-        found = evaluate_run(run, against=against, data=data, **options)
+        found = evaluate_run(run, against=against, data=data, negative=negative, **options)
+    elif negative is not None:
+        raise PrefoptError(f"--negative needs a run folder, {run} is none")
     else:
         if against is None or data is None or output is None:
             raise PrefoptError(f"{run} is not a run folder: give --against MODEL, --data FILE and --output FOLDER too")
@@ -246,6 +257,26 @@ def eval_(
         print(json.dumps(found, indent=2))
     else:
         out.print(render_evaluation(found))
+
+
+@app.command()
+def merge(
+    base: Annotated[str, typer.Argument(help="pipeline folder or hub name whose weights are moved")],
+    negative: Annotated[str, typer.Argument(help="the network of dislikes: a pipeline, a LoRA's or a run's folder")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="a new pipeline folder")],
+    positive: Annotated[str | None, typer.Option(help="the aligned model that will be guided")] = None,
+    alpha: Annotated[float, typer.Option(help="share of the positive model's offset in the negative network")] = 1.0,
+    beta: Annotated[float, typer.Option(help="share of the negative network's own offset")] = 1.0,
+    guided: Annotated[
+        bool, typer.Option("--guided", help="write a two-network pipeline: the positive model with the merged negative")
+    ] = False,
+) -> None:
+    """Mix weights for two-network guidance: base + alpha (positive - base) + beta (negative - base)."""
+    from .models.merging import merge_folders
+
+    merge_folders(base, negative, output, positive=positive, alpha=alpha, beta=beta, guided=guided)
+    how = f"prefopt.pipelines.load('{output}')" if guided else f"prefopt generate MODEL --negative {output}"
+    out.print(f"merged into {output}; next: {how}", soft_wrap=True)
 
 
 @app.command()

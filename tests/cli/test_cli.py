@@ -21,6 +21,7 @@ VERBS = [
     "data check",
     "data show",
     "generate",
+    "merge",
     "eval",
     "report",
     "study",

@@ -19,6 +19,7 @@ from prefopt.data.source import read_examples
 from prefopt.errors import PrefoptError
 from prefopt.evaluation.images import compare_images
 from prefopt.files import write_atomically
+from prefopt.models.opening import open_pipeline
 from prefopt.rewards.load import Reward, load_reward
 from prefopt.rollout.images import ImageSampling, sample_images
 
@@ -34,23 +35,30 @@ def evaluate_image_run(
     limit: int | None,
     progress: bool,
     sampling: ImageSampling | None = None,
+    negative: str | None = None,
 ) -> dict[str, Any]:
-    """Writes images/*.png, images.jsonl and evaluation.json into the run folder; see `run.evaluate_run`."""
+    """Writes images/*.png, images.jsonl and evaluation.json into the run folder; see `run.evaluate_run`.
+
+    negative: a model whose denoiser is the negative branch of the evaluated model's guidance; the run folder itself: the
+    run trained the negative network, and what is evaluated is its start, so guided.
+    """
     sampling = sampling or ImageSampling(size=config.denoising.resolution)
     rewards = None if reward is None else load_reward(reward)
     prompts = _prompts(config.data, data, limit)
     rows = [(p, seed) for p in prompts for seed in range(SEEDS)]
     texts, seeds = [p for p, _ in rows], [seed + SEEDS * i for i, (_, seed) in enumerate(rows)]
     start = against or config.model.path
+    own = negative is not None and Path(negative).resolve() == folder.resolve()
     pictures = {}
-    for side, path in (("before", Path(start)), ("after", folder)):
-        pipeline = _pipeline(path, start)
+    for side, path in (("before", Path(start)), ("after", Path(start) if own else folder)):
+        pipeline = open_pipeline(path, start=start, negative=negative if side == "after" else None)
         pictures[side] = sample_images(pipeline, texts, seeds, sampling, progress=progress)
         del pipeline
         gc.collect()
     numbers: dict[str, Any] = {
         "settings": {"model": str(folder), "start": start, "prompts": len(prompts), "pictures": len(rows)}
-        | {"sampling": asdict(sampling)},
+        | {"sampling": asdict(sampling)}
+        | ({} if negative is None else {"negative": negative}),
         "notes": [],
     }
     values = _values(rewards, texts, pictures, numbers) if rewards is not None else {}
@@ -71,21 +79,6 @@ def _prompts(data: DataConfig, other: str | None, limit: int | None) -> list[str
     if not found:
         raise PrefoptError(f"{', '.join(paths)}: no prompt to evaluate on; {ledger.rows} rows were read")
     return list(found.values())
-
-
-def _pipeline(path: Path, start: str) -> Any:
-    """A pipeline folder as it is, a LoRA on its start."""
-    import torch
-
-    from prefopt.models.diffusion import load_image_model
-
-    lora = (path / "pytorch_lora_weights.safetensors").is_file()
-    if path.is_dir() and not lora and not (path / "model_index.json").is_file():
-        raise PrefoptError(f"{path} holds no trained model yet: let the run finish")
-    pipeline = load_image_model(start if lora else str(path)).pipeline
-    if lora:
-        pipeline.load_lora_weights(str(path))
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _values(

@@ -41,11 +41,13 @@ def evaluate_run(
     sampling: Sampling | None = None,
     limit: int | None = LIMIT,
     progress: bool = True,
+    negative: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run folder, or one of its checkpoints, against its start model on its held-out data.
 
-    `against` and `data` replace what the run's configuration says. Writes evaluation.json and samples.jsonl into the
-    folder and returns what evaluation.json holds. PrefoptError if the folder holds no trained model.
+    `against` and `data` replace what the run's configuration says. negative: see `evaluate_image_run`. Writes
+    evaluation.json and samples.jsonl into the folder and returns what evaluation.json holds. PrefoptError if the folder
+    holds no trained model.
     """
     folder = Path(run).expanduser()
     config = run_config(folder)
@@ -53,7 +55,9 @@ def evaluate_run(
     if kind == "diffusion":
         from prefopt.evaluation.image_run import evaluate_image_run
 
-        return evaluate_image_run(folder, config, against, data, reward, limit, progress)
+        return evaluate_image_run(folder, config, against, data, reward, limit, progress, negative=negative)
+    if negative is not None:
+        raise PrefoptError(f"a negative network guides diffusion models; {config.model.path} is a text model")
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise PrefoptError(f"{folder} holds no trained model yet: let the run finish, or name one of its checkpoints")
     where = config.data if data is None else elsewhere(config.data, data)

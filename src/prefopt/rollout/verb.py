@@ -54,18 +54,27 @@ def generate_text(model: str, data: DataConfig, output: Path, sampling: Sampling
 
 
 def generate_images(
-    model: str, data: DataConfig, output: Path, number: int, seed: int, sampling: ImageSampling, reward: str | None
+    model: str,
+    data: DataConfig,
+    output: Path,
+    number: int,
+    seed: int,
+    sampling: ImageSampling,
+    reward: str | None,
+    negative: str | None = None,
 ) -> int:
-    """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was."""
-    from ..models.diffusion import load_image_model
+    """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was.
+
+    negative: a model whose denoiser is the negative branch of guidance.
+    """
+    from ..models.opening import open_pipeline
 
     prompts = [str(e.prompt) for e in _prompts(data)]
     scorer = None if reward is None else load_reward(reward)
     output.mkdir(parents=True, exist_ok=True)
-    done = _claimed(
-        output, {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
-    )
-    pipeline = load_image_model(model).pipeline
+    job = {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
+    done = _claimed(output, job | ({} if negative is None else {"negative": negative}))
+    pipeline = open_pipeline(model, negative=negative)
     chunk = max(1, sampling.batch_size // number)
     for start in range(done, len(prompts), chunk):
         part = prompts[start : start + chunk]
