@@ -17,7 +17,7 @@ SIDE = 16
 def image_processor() -> Any:
     from transformers import CLIPImageProcessor
 
-    sizes = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    sizes: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     return CLIPImageProcessor(**sizes)
 
 
@@ -53,7 +53,8 @@ def draw(model: Any, seed: int, scale: float = 0.2) -> None:
 def save_head(path: Path, widths: tuple[int, ...], seed: int = 1) -> list[torch.nn.Linear]:
     """A head in the names of the published ones (`layers.N`, with gaps where they have dropout)."""
     g = torch.Generator().manual_seed(seed)
-    layers, state = [], {}
+    layers: list[torch.nn.Linear] = []
+    state: dict[str, torch.Tensor] = {}
     for n, (inner, outer) in enumerate(pairwise(widths)):
         layer = torch.nn.Linear(inner, outer)
         for parameter in layer.parameters():

@@ -75,7 +75,8 @@ class ReferenceConfig(Section):
 
 
 class SourceConfig(Section):
-    """Another frozen model that the method asks for by a name of its own (text only)."""
+    """Another frozen model that the method asks for by a name of its own: of texts, or the pipeline `base` whose
+    predictions a step-aware preference model judges."""
 
     path: str = Field(description="a transformers folder, an adapter folder, or a hub name; the policy's tokenizer")
 

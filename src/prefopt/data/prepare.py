@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.grading import Grading
 from prefopt.data.messages import content
 from prefopt.data.readers import content_hash, total_bytes
-from prefopt.data.rule import Ledger, log, refuse_one_class
+from prefopt.data.rule import PROMPT_PAIRS, Ledger, log, refuse_one_class
 from prefopt.data.side_notes import Agreement
 from prefopt.data.source import read_examples
 from prefopt.data.stop_words import stop_words
@@ -43,6 +43,11 @@ REMARKABLE = ("answers of one step", "responses without graded versions")
 
 OPTIONAL = frozenset({"weight", "margin", "label_probability"})
 """Notes that change a loss, and so are carried only where `data.use` or the method asks for them."""
+
+
+def carried(note: str, needs: Set[str]) -> bool:
+    """Whether a note goes on with the examples: always, if it is not one of these."""
+    return note not in OPTIONAL or note in needs or (note == "label_probability" and "ties" in needs)
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,11 @@ class _Survey:
     aside: dict[str, set[str]] = field(default_factory=dict)  # names in rows that are held out
     labels: set[bool] = field(default_factory=set)
     agreement: Agreement = field(default_factory=Agreement)
+    pairs: Counter[int] = field(default_factory=Counter)  # of each prompt
 
     def see(self, example: Example, held_out: bool = False) -> None:
         self.examples += 1
+        self.pairs[prompt_key(example)] += len(example.pairs)
         self.labels.update(example.notes.get("label", ()))
         self.agreement.see(example)
         for name, value in example.notes.items():
@@ -201,14 +208,18 @@ class _Preparation:
         aside = held_out.names if held_out else survey.aside
         unknown = {n: enumerate_names(values - survey.names[n]) for n, values in aside.items() if n in self.names}
         self.names = {n: enumerate_names(aside.get(n, ()), known) for n, known in self.names.items()}
+        if PROMPT_PAIRS in self.needs:
+            self.notes[PROMPT_PAIRS] = note_type(PROMPT_PAIRS)
         graded = self.grading is not None
         if graded:
             self.notes["graded_valid"] = note_type("graded_valid")
         writers = {"train": Writer(folder / "train", self.notes, graded)}
         if self.data.eval_fraction or held_out:
             writers["eval"] = Writer(folder / "eval", self.notes, graded)
+        self.pairs = survey.pairs
         record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
         if held_out:
+            self.pairs = held_out.pairs
             record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
         record |= {
             "fingerprint": fingerprint,
@@ -243,7 +254,7 @@ class _Preparation:
         """The notes to carry and how they are stored; those that only some rows have are left out, and counted."""
         sums = survey.notes + (held_out.notes if held_out else Counter())
         total = survey.examples + (held_out.examples if held_out else 0)
-        wanted = [n for n in sums if n not in OPTIONAL or n in self.needs]
+        wanted = [n for n in sums if carried(n, self.needs)]
         kept = {n: note_type(n, n in survey.nested) for n in wanted if sums[n] == total or n.startswith("scores/")}
         return kept, {n: sums[n] for n in wanted if n not in kept}
 
@@ -273,6 +284,8 @@ class _Preparation:
                 notes[name] = [self.names[name].index(v) for v in value] if name in ENUMERATED else value
             elif name.startswith("scores/"):
                 notes[name] = [float("nan")] * len(example.responses)
+            elif name == PROMPT_PAIRS:
+                notes[name] = [self.pairs[prompt_key(example)]] * len(example.pairs)
         gold = example.gold if "gold" in self.needs or not self.needs else None  # unasked it would only take room
         return replace(example, notes=notes, gold=gold, steps=example.steps if "step_index" in self.notes else None)
 

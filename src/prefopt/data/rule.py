@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -129,8 +129,20 @@ def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:
     return f"{file} rows {', '.join(map(str, rows[:most]))}{', ...' if more else ''}"
 
 
-NO_NOTES = {"pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts", "graded", "common_steps"}
+PROMPT_PAIRS = "prompt_pairs"
+"""How many pairs of the data have the prompt of this one: counted, not read."""
+NO_NOTES = {
+    "pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts", "graded", "common_steps", "ties", PROMPT_PAIRS
+}  # fmt: skip
 """Needs that are no annotation of the same name."""
+
+
+def with_prompt_pairs(examples: Sequence[Example]) -> list[Example]:
+    """The examples with how many pairs their prompt has among them, for each of their pairs."""
+    counts = Counter[str]()
+    for e in examples:
+        counts[str(e.prompt)] += len(e.pairs)
+    return [replace(e, notes={**e.notes, PROMPT_PAIRS: [counts[str(e.prompt)]] * len(e.pairs)}) for e in examples]
 
 
 def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
@@ -149,6 +161,8 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     if pairwise and (len(example.responses) > 1 or example.pairs):
         example = (as_triple if config.pairing == "triple" and not example.pairs else pair_up)(example, config)
     example = _without_lessonless(example, config, needs)
+    if "ties" in needs and example.pairs and "label_probability" not in example.notes:
+        example = replace(example, notes={**example.notes, "label_probability": [1.0] * len(example.pairs)})
     if "label" in needs:
         example = to_labelled(example)
     _check_kind(example, needs)
@@ -185,7 +199,7 @@ def _without_lessonless(example: Example, config: DataConfig, needs: frozenset[s
     filled = [i for i, r in enumerate(example.responses) if not is_empty(r)]
     was_paired = bool(example.pairs)
     if was_paired:
-        soft = "label_probability" in config.use or "label_probability" in needs
+        soft = "label_probability" in config.use or bool(needs & {"label_probability", "ties"})
         probability = example.notes.get("label_probability")
         alive, reason = [], EMPTY_ANSWER
         for number, (better, worse) in enumerate(example.pairs):

@@ -127,8 +127,8 @@ def as_clip_reads(pixels: Tensor, image_processor: Any) -> Tensor:
     crop = image_processor.crop_size if image_processor.do_center_crop else None
     x = (pixels.float() / 2 + 0.5).clamp(0, 1)
     height, width = x.shape[-2:]
-    scale = side / min(height, width)
-    target = (max(side, round(height * scale)), max(side, round(width * scale)))
+    short = min(height, width)
+    target = (side * height // short, side * width // short)
     if target != (height, width):
         x = interpolate(x, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     if crop:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import AdapterConfig, ModelConfig
 from ..errors import PrefoptError
+from .preference import is_clip
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def load_text_model(config: ModelConfig, *, head: Literal["lm", "reward"] = "lm"
     place = Path(config.path).expanduser()
     own_adapter = (place / "adapter_config.json").is_file()
     if model_kind(config.path) != "text":
-        raise PrefoptError(f"model.path = {config.path} is a diffusers pipeline, not a language model")
+        what = "a diffusers pipeline" if model_kind(config.path) == "diffusion" else "a CLIPModel"
+        raise PrefoptError(f"model.path = {config.path} is {what}, not a language model")
     if place.is_dir() and not own_adapter:
         _refuse_other_models(place, head)
     tokenizer = load_tokenizer(config.path, config.revision)
@@ -76,7 +78,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-def model_kind(path: str) -> Literal["text", "diffusion"]:
+def model_kind(path: str) -> Literal["text", "diffusion", "clip"]:
     """What a model folder (or hub name) holds, from its index file alone."""
     place = Path(path).expanduser()
     if place.is_file():
@@ -89,7 +91,7 @@ def model_kind(path: str) -> Literal["text", "diffusion"]:
                 f"model.path = {path}: no config.json, adapter_config.json or model_index.json in it; "
                 "give a folder that transformers, peft or diffusers saved"
             )
-        return "text"
+        return "clip" if is_clip(place) else "text"
     if _must_be_local(path):
         raise PrefoptError(f"model.path = {path}: there is no such folder")
     from huggingface_hub import try_to_load_from_cache

@@ -17,6 +17,8 @@ from .words import bradley_terry
 if TYPE_CHECKING:
     from .responses import Responses
 
+LEAST = 1e-9
+"""What a term without a single addend is divided by; its values are 0."""
 Comparison = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +50,7 @@ class Term:
     __rmul__ = __mul__
 
     def mean(self) -> Tensor:
-        return self.values.sum() / self.count.clamp(min=1)
+        return self.values.sum() / self.count.clamp(min=LEAST).to(self.values.dtype)
 
 
 def _number(values: Tensor, keep: Tensor | None) -> Tensor:

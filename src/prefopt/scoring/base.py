@@ -16,6 +16,8 @@ Needs = Mapping[str, Mapping[str, Any]]  # Method.needs(): "kind:name" -> how it
 Scored = Mapping[str, Mapping[str, Scores | Tensor]]
 """Row set ("responses", "prompt", ...) -> name -> scores; of the responses also features, which are plain tensors (zero
 where nothing is scored)."""
+PREDICTED = "predicted"
+"""The way of noising that shows what a frozen pipeline predicts of a picture: preference models have it."""
 Shapes = Mapping[str, tuple[str | int, ...]]
 """Feature -> its axes: "R" and "T" of the batch, else a size that the model tells."""
 

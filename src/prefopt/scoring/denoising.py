@@ -155,7 +155,7 @@ class DenoisingScorer:
             time=level.time,
             t=t,
             condition={n: torch.stack([g["condition"][n] for g in groups]) for n in CONDITIONS[self.kind]},
-            notes=_notes(shown),
+            notes=joined_notes(shown, [len(images.mean) for images in shown]),
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
         )
 
@@ -255,9 +255,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             m._disable_adapters = off
 
 
-def _notes(examples: Sequence[ImageExample]) -> dict[str, Tensor]:
-    """Annotations side by side, and who belongs to whom: `group` [R], `pairs` [P, 2] rows of the batch."""
-    sizes = [len(example.mean) for example in examples]
+def joined_notes(examples: Sequence[Any], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Annotations of examples with so many images side by side, and who belongs to whom: `group` [R], `pairs` [P, 2]
+    rows of the batch."""
     starts = np.cumsum([0, *sizes[:-1]])
     pairs = [(start + w, start + l) for start, e in zip(starts, examples, strict=True) for w, l in e.pairs]
     notes = {name: torch.tensor([v for e in examples for v in e.notes[name]]) for name in examples[0].notes}

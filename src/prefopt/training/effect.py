@@ -11,6 +11,7 @@ from ..data.readers import is_saved_dataset
 from ..data.reversal import without_reverse
 from ..errors import PrefoptError
 from ..objectives.method import Method
+from ..scoring.base import PREDICTED
 from ..scoring.text import asked_sources
 from .needs import data_needs, follows_pairs, how_to_give
 
@@ -22,6 +23,12 @@ EVALUATION_KEYS = {
 TEXT_ONLY_DATA = ("max_length", "max_prompt_length", "truncation", "strings", "chat_template", "system", "thinking")
 TEXT_ONLY_MODEL = ("attention", "disable_dropout", "revision")
 TEXT_ONLY_ADAPTER = ("use_rslora", "use_dora")
+
+WHAT = {
+    "text": "the model is a text model",
+    "diffusion": "the model is a diffusion pipeline",
+    "clip": "the model is a preference model of pictures",
+}
 
 Idle = Iterator[tuple[str, str]]  # (key, why it does nothing here)
 
@@ -35,25 +42,29 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
 
 def refuse_missing_sources(config: RunConfig, method: Method, kind: str) -> None:
     """PrefoptError for the first model that the method asks for and the configuration does not name."""
+    if kind == "clip" and f"noising:{PREDICTED}" in method.needs() and "base" not in config.sources:
+        raise PrefoptError(
+            f"{method.name} lacks the pipeline whose predictions are judged: set sources.base.path to its folder"
+        )
     for name in sorted(asked_sources(method.needs()) - set(config.sources)) if kind == "text" else ():
         raise PrefoptError(f"{method.name} lacks {how_to_give(f'scores:{name}', kind)}")
 
 
 def _model(config: RunConfig, kind: str) -> Idle:
-    if kind == "diffusion":
+    if kind != "text":
         for key in TEXT_ONLY_MODEL:
             if key in config.given("model"):
-                yield f"model.{key}", "the model is a diffusion pipeline"
-        for key in TEXT_ONLY_ADAPTER:
+                yield f"model.{key}", WHAT[kind]
+        for key in TEXT_ONLY_ADAPTER if kind == "diffusion" else ():
             if config.model.adapter is not None and getattr(config.model.adapter, key):
                 yield f"model.adapter.{key}", "the model is a diffusion pipeline"
-    elif config.model.revision is not None and Path(config.model.path).expanduser().exists():
+    if kind == "text" and config.model.revision is not None and Path(config.model.path).expanduser().exists():
         yield "model.revision", f"{config.model.path} is a folder, not a hub name"
 
 
 def _data(config: RunConfig, method: Method, kind: str) -> Idle:
     data, given, needs = config.data, config.given("data"), data_needs(method.needs())
-    if kind == "diffusion":
+    if kind != "text":
         for key in TEXT_ONLY_DATA:
             if key in given:
                 yield f"data.{key}", "the data are images"
@@ -103,10 +114,12 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"reference.{key}", f"{method.name} uses no reference model"
     if kind != "diffusion":
         for key in sorted(config.given("denoising")):
-            yield f"denoising.{key}", "the model is a text model"
+            yield f"denoising.{key}", WHAT[kind]
     for name in config.sources:
-        if kind == "diffusion":
-            yield f"sources.{name}", "the model is a diffusion pipeline"
+        if kind == "diffusion" or (kind == "clip" and (name != "base" or f"noising:{PREDICTED}" not in needs)):
+            yield f"sources.{name}", WHAT[kind]
+        elif kind == "clip":
+            continue
         elif name not in asked_sources(needs):
             asked = ", ".join(sorted(asked_sources(needs))) or "no other model's scores"
             own = "; reference.path names the reference" if name == "reference" else ""

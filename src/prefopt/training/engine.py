@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrefoptError
-from ..objectives.loss import Loss, Term, Update
+from ..objectives.loss import LEAST, Loss, Term, Update
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import Scores, full_precision
@@ -126,7 +126,7 @@ def plan(
         counting = Counting(**{f.name: getattr(r, f.name) for f in dataclasses.fields(Responses)})
         with torch.no_grad():
             loss = method(counting)
-        counts = {k: t.count.float() for k, t in loss.terms.items()}
+        counts = {k: _exact(t.count) for k, t in loss.terms.items()}
         ready.append((batch, known, counts))
         weight = 0.0 if batch.filler else 1.0
         sums |= {k: sums.get(k, 0.0) + weight * n for k, n in counts.items()}
@@ -140,7 +140,7 @@ def plan(
     flat = reduce(flat)
     totals = dict(zip(sums, flat[: len(sums)], strict=True))
     means = flat[len(sums) :].view(-1, 2)
-    statistics = {k: m[0] / m[1].clamp(min=1) for k, m in zip(seen, means, strict=True)}
+    statistics = {k: (m[0] / m[1].clamp(min=1)).to(seen[k].dtype) for k, m in zip(seen, means, strict=True)}
     statistics |= {k: gather(torch.cat(x)).sort().values for k, x in every.items()}
     return Plan(totals, statistics, ready, turn)
 
@@ -152,12 +152,18 @@ def part(method: Method, loss: Loss, totals: Counts, counts: Counts | None = Non
     """
     if counts is not None:
         for name, term in loss.terms.items():
-            if name not in counts or not torch.equal(term.count.float(), counts[name]):
+            if name not in counts or not torch.equal(_exact(term.count), counts[name]):
                 raise PrefoptError(
                     f"{method.name}: the term '{name}' is averaged over something that depends on scores; "
                     "use r.step_mean for that"
                 )
-    return torch.stack([t.values.sum() / totals[k].clamp(min=1) for k, t in loss.terms.items()]).sum()
+    shares = [t.values.sum() / totals[k].clamp(min=LEAST).to(t.values.dtype) for k, t in loss.terms.items()]
+    return torch.stack(shares).sum()
+
+
+def _exact(count: Tensor) -> Tensor:
+    """What counts add up in: they may be sums of weights, and float64 is exact enough for any cut of a step."""
+    return count.float() if count.device.type == "mps" else count.double()
 
 
 class States:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..data.grading import Grading
 from ..data.side_notes import how_to_give_note
+from ..scoring.base import PREDICTED
 from ..scoring.noising import noising_for
 
 
@@ -17,6 +18,8 @@ def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     wanted |= set() if noising_for(needs).reads_images else {"prompts"}
     for key, spec in needs.items():
         kind, _, name = key.partition(":")
+        if key == "notes:label_probability" and spec.get("optional"):
+            wanted.add("ties")
         if kind != "notes" or name == "group" or spec.get("optional") or spec.get("fallback"):
             continue
         if name == "graded_valid":
@@ -47,6 +50,8 @@ def how_to_give(need: str, kind: str) -> str:
     if asked == "notes":
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
     if asked == "noising":
+        if name == PREDICTED:
+            return "pictures predicted by a pipeline (sources.base), which only a CLIPModel is trained to judge"
         return f"inputs noised by '{name}', which this model does not have ({kind})"
     if asked in ("generation", "turns"):
         return _GENERATED[asked]
@@ -58,6 +63,7 @@ def how_to_give(need: str, kind: str) -> str:
 
 
 _NOTES = {
+    "prompt_pairs": "the number of pairs of each prompt, which this kind of data does not count",
     "pairs": "pairs: rows with a chosen and a rejected answer, or ranked lists",
     "label": "labels: a column 'label' that says whether an answer is desirable, or pairs",
 }
@@ -71,7 +77,7 @@ _SCORES = {
     "token_kl": "the exact KL between whole distributions over a vocabulary, which only running text references give",
     "entropy": "the entropy of a distribution over a vocabulary, which only language models have",
     "log_collision": "the sum of squares of a distribution over a vocabulary, which only language models have",
-    "reward": "the score of a reward head, which only text models with one (bt-reward) have",
+    "reward": "the score of a reward head (text models get one) or of a preference model of pictures (a CLIPModel)",
 }
 
 

@@ -241,6 +241,10 @@ def _task(config: RunConfig, method: Method, kind: str) -> Task:
         from .diffusion_task import diffusion_task
 
         return diffusion_task(config, method)
+    if kind == "clip":
+        from .preference_task import preference_task
+
+        return preference_task(config, method)
     from .text_task import text_task
 
     return text_task(config, method)

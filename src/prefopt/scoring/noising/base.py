@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PrefoptError
+from ..base import PREDICTED
 from ..schedules import Level, Schedule, noised, target
 
 
@@ -103,6 +104,7 @@ def noising_for(needs: Mapping[str, Mapping[str, Any]]) -> Noising:
     """
     _load()
     asked = {key.removeprefix("noising:"): spec for key, spec in needs.items() if key.startswith("noising:")}
+    asked.pop(PREDICTED, None)  # what a denoiser never sees
     if len(asked) > 1:
         raise PrefoptError(f"images can be noised in one way only; the method asks for {' and '.join(sorted(asked))}")
     for name, spec in asked.items():
