@@ -97,7 +97,7 @@ def merge_folders(
     write_atomically(output / "merge.txt", "".join(f"{k}: {v}\n" for k, v in lines.items()))
 
 
-def _weights(path: str, start: str, kind: type) -> dict[str, Tensor]:
+def _weights(path: str, start: str, kind: type[Any]) -> dict[str, Tensor]:
     """The denoiser's weights of a folder, without its other parts."""
     from ..pipelines import denoiser_name
     from .opening import open_pipeline
