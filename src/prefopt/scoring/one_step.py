@@ -186,21 +186,21 @@ class OneStepScorer:
     # ---- drawing
     def collate(self, draws: Sequence[Draw]) -> PromptBatch:
         """One batch, all randomness included."""
-        each = [self._drawn(draw) for draw in draws]
-        level = self.schedule.level(torch.stack([t for t, _, _ in each]))
+        times, normal = zip(*(self._drawn(draw) for draw in draws), strict=True)
+        level = self.schedule.level(torch.stack(times))
+        start, noise = torch.stack(normal, 1)
         prompts: list[Prompt] = [draw.example for draw in draws]
-        noise = torch.stack([eps for _, _, eps in each])
         notes = {"group": torch.arange(len(draws)), "noise": noise.flatten(1)}
         notes |= {"signal": level.signal.float(), "sigma": level.sigma.float()}
         condition = {n: torch.stack([p.condition[n] for p in prompts]) for n in CONDITIONS[self.kind]}
-        start = torch.stack([z for _, z, _ in each])
         return PromptBatch([p.prompt for p in prompts], start, noise, *level, condition, notes)
 
-    def _drawn(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+    def _drawn(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """Of one example: t [], and z and eps [2, C, H, W]."""
         seeds = np.random.SeedSequence((self.seed, draw.epoch, draw.example.index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seeds[0]))
         t = self.how.drawn(self.schedule, generator)
-        return t, *(torch.randn(self.shape_of_one, generator=generator) for _ in "ze")  # type: ignore[return-value]
+        return t, torch.randn((2, *self.shape_of_one), generator=generator)
 
     # ---- answering
     def score(self, model: nn.Module, batch: PromptBatch, needs: Needs, grad: bool = True) -> Scored:
