@@ -41,7 +41,7 @@ class Probe(Responses):
             return None
         if kind != "notes" or name not in self.notes:
             self._write_down(f"{kind}:{name}", spec)
-        if kind in ("statistics", "noising", "generation", "turns"):
+        if kind in ("statistics", "noising", "conditions", "generation", "turns"):
             return self.turns.get(name) if kind == "turns" else None
         if name in getattr(self, kind):
             return getattr(self, kind)[name]

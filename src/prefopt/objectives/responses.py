@@ -254,6 +254,14 @@ class Responses:
         self._ask("generation", name, how=how)
         return self
 
+    def conditioned(self, name: str, **how: Any) -> Responses:
+        """The same responses, denoised under a further condition of the data: "user", "captions" (scoring/conditioning).
+
+        how: its settings. Only what denoises obeys; plain numbers are taken as they are.
+        """
+        self._ask("conditions", name, how=how)
+        return self
+
     def extra(self, name: str, grad: bool = True) -> Responses:
         """Auxiliary responses: scored, kept out of comparison and metrics."""
         x = self._ask("extras", name, grad=grad)

@@ -49,6 +49,8 @@ def how_to_give(need: str, kind: str) -> str:
         return f"the {name} responses" + (": a column 'gold' in every row" if name == "gold" else "")
     if asked == "notes":
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
+    if asked == "conditions":
+        return f"the condition '{name}' of every example, which this model or data does not have ({kind})"
     if asked == "noising":
         if name == PREDICTED:
             return "pictures predicted by a pipeline (sources.base), which only a CLIPModel is trained to judge"
