@@ -21,6 +21,7 @@ from ..scoring.moving import Moving
 from ..scoring.noising import noising_for
 from ..scoring.schedules import Schedule
 from .following import following, kind_of_reference
+from .generations import generation_of
 from .needs import data_needs
 from .task import Task
 
@@ -30,10 +31,8 @@ log = logging.getLogger("prefopt")
 def diffusion_task(config: RunConfig, method: Method) -> Task:
     """Model, data and scorer of an image run. Raises PrefoptError for whatever cannot be trained on."""
     needs = method.needs()
-    if "generation:one_step" in needs:
-        from .one_step_task import one_step_task
-
-        return one_step_task(config, method)
+    if (way := generation_of(needs)) is not None:
+        return way.load()(config, method)
     model = load_image_model(config.model.path, dtype=dtype_of(config), resolution=config.denoising.resolution)
     schedule = _schedule(config, model)
     if torch.cuda.is_available():
@@ -44,14 +43,14 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         part.to("cpu")
     _tell(data.record)
     identity = fingerprint({"denoiser": model.denoiser})
-    kind = _reference_kind(config) if "scores:reference" in needs else None
-    frozen = _frozen(config, model) if kind == "frozen" else None
+    kind = reference_kind(config) if "scores:reference" in needs else None
+    frozen = frozen_reference(config, model) if kind == "frozen" else None
     noising = noising_for(needs)
     # float32 whatever the policy is in: the small steps of a running mean would round away
     teacher = None if noising.teacher_rate is None else copy.deepcopy(model.denoiser).float()
     net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
     if kind == "adapter_off":
-        _refuse_noise(net)
+        refuse_noise(net)
     with_checkpointing(net)
     scorer: Any = DenoisingScorer(  # of image batches: narrower than the protocol says
         model.kind,
@@ -105,7 +104,7 @@ def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
     return model.schedule.drawn_by(config.denoising.flow_sampling, config.denoising.flow_shift)
 
 
-def _reference_kind(config: RunConfig) -> str:
+def reference_kind(config: RunConfig) -> str:
     """adapter_off or frozen. Raises PrefoptError for what images do not have."""
     kind = kind_of_reference(config.reference)
     if kind == "store":
@@ -121,7 +120,7 @@ def _reference_kind(config: RunConfig) -> str:
     return kind
 
 
-def _frozen(config: RunConfig, model: ImageModel) -> nn.Module:
+def frozen_reference(config: RunConfig, model: ImageModel) -> nn.Module:
     """A frozen copy of the start, or the denoiser of `reference.path`, which must read the same latents and text."""
     if config.reference.path is None:
         return copy.deepcopy(model.denoiser).requires_grad_(False).eval()
@@ -135,7 +134,7 @@ def _frozen(config: RunConfig, model: ImageModel) -> nn.Module:
     return other.denoiser
 
 
-def _refuse_noise(net: nn.Module) -> None:
+def refuse_noise(net: nn.Module) -> None:
     """With an adapter switched off, dropout of the base would make policy and reference differ at random."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0 and "lora_dropout" not in name:

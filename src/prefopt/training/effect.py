@@ -13,6 +13,7 @@ from ..errors import PrefoptError
 from ..objectives.method import Method
 from ..scoring.base import PREDICTED
 from ..scoring.text import asked_sources
+from .generations import generation_of
 from .needs import data_needs, follows_pairs, how_to_give
 
 EVALUATION_KEYS = {
@@ -125,8 +126,10 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             own = "; reference.path names the reference" if name == "reference" else ""
             yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
     yield from _generated(config, method)
-    for key in sorted(config.given("rollout") - ({"reward"} if "generation:one_step" in needs else set())):
-        yield f"rollout.{key}", f"{method.name} trains offline; recipes such as online-dpo sample"
+    way = generation_of(needs)
+    for key in sorted(config.given("rollout") - (way.rollout if way else set())):
+        why = f"{method.name} does not ask it" if way else f"{method.name} trains offline; recipes such as online-dpo sample"
+        yield f"rollout.{key}", why
     yield from _diagnostics(config, method, kind)
 
 
@@ -147,13 +150,16 @@ def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
 def _generated(config: RunConfig, method: Method) -> Idle:
     """Where the policy makes its own pictures."""
     needs = method.needs()
-    if "generation:one_step" not in needs:
+    way = generation_of(needs)
+    if way is None:
         return
     for key in sorted(config.given("denoising") - {"resolution"}):
         yield f"denoising.{key}", f"{method.name} reads prompts alone, and says itself how pictures are noised"
-    for key in sorted(config.given("reference") - {"path"}):
+    for key in sorted(config.given("reference") - way.reference):
         yield f"reference.{key}", f"{method.name} keeps a frozen copy of its reference"
-    if config.rollout.reward is not None and "scores:reward" not in needs:
+    for key in sorted(config.given("data") & {"eval_path", "eval_fraction"}) if not way.held_out else ():
+        yield f"data.{key}", f"{method.name} learns from its own roll-outs; compare models with prefopt eval"
+    if "generation:one_step" in needs and config.rollout.reward is not None and "scores:reward" not in needs:
         yield "rollout.reward", f"{method.name} asks for no reward with these settings (alpha_rew is 0)"
 
 

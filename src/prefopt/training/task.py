@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 class Examples(Protocol):
     """Prepared training data."""
 
-    tokens: np.ndarray  # [n] the cost of each example (text: tokens of its tree; images: responses)
+    @property
+    def tokens(self) -> np.ndarray:
+        """[n] the cost of each example (text: tokens of its tree; images: responses)."""
+        ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
