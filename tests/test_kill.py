@@ -40,6 +40,7 @@ def tide(r: Responses, *, beta: Positive = 0.5, decay: Positive = 0.7) -> Loss:
     moved = lambda old, total, n: decay * old + (1 - decay) * total / n
     return loss.replace(updates={"level": Update(seen.abs().sum() + 1, seen.new_full((), seen.numel()), moved)})
 '''
+WARM = "def warm(images, prompts):\n    return (images[:, 0] - images[:, 2]).mean((1, 2))\n"
 REWARD = "def short(prompts, responses):\n    return [len(set(r)) - 0.1 * len(r) for r in responses]\n"
 WORDS = ["a great film", "a dull one", "the plot"]
 COMMON = "train.learning_rate=1e-2 train.logging_steps=1 train.disable_tqdm=true train.save_steps=2"
@@ -60,6 +61,8 @@ KINDS = {
     "scored": "train madpo-from-pairs -m {text} -d {pairs} -o {out} method.base.tau=2 train.per_device_train_batch_size=4",
     "moving": "train dpo -m {text} -d {pairs} -o {out} reference.mixup_alpha=0.5 reference.sync_steps=2 "
     "train.per_device_train_batch_size=4 train.max_steps=8",
+    "turns": "train diff-instruct-star -m {image} -d {images} -o {out} rollout.reward={warm} method.alpha_rew=5 "
+    "method.assistant_steps=2 method.ema=0.5 train.per_device_train_batch_size=4 train.max_steps=9",
 }  # fmt: skip
 
 
@@ -70,11 +73,12 @@ class Chain:
         self.kind, self.tmp = kind, tmp
         (tmp / "tide.py").write_text(STATEFUL)
         (tmp / "taste.py").write_text(REWARD)
+        (tmp / "warm.py").write_text(WARM)
         ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
-        image = kind == "diffusion"
-        self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short"}
+        image = kind in ("diffusion", "turns")
+        self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short", "warm": f"{tmp / 'warm.py'}:warm"}
         self.names["lists"] = tmp / "lists.jsonl"
         self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
         self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
