@@ -15,7 +15,10 @@ CONDITIONS: dict[Kind, tuple[str, ...]] = {
     "sdxl": ("text", "pooled", "time_ids"),
     "sd3": ("text", "pooled"),
 }
-"""What each kind is conditioned on: text [N, L, D], pooled [N, E] (SDXL, SD3), time_ids [N, 6] (SDXL)."""
+"""What each kind is conditioned on: text [N, L, D], pooled [N, E] (SDXL, SD3), time_ids [N, 6] (SDXL).
+
+A UNet with a user branch (models/user_branch.py) reads "user" [N, p, d] too, through diffusers' door for image prompts.
+"""
 
 
 def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
@@ -26,6 +29,7 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
     dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
     text = condition["text"].to(dtype)
     noisy = noisy.to(dtype)
+    user = {"image_embeds": [condition["user"].to(dtype)]} if "user" in condition else {}
     if kind == "sd3":
         pooled = condition["pooled"].to(dtype)
         out = denoiser(
@@ -36,10 +40,11 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
             return_dict=False,
         )
     elif kind == "sdxl":
-        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": condition["time_ids"].to(dtype)}
+        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": condition["time_ids"].to(dtype)} | user
         out = denoiser(noisy, time, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)
     else:
-        out = denoiser(noisy, time, encoder_hidden_states=text, return_dict=False)
+        more = {"added_cond_kwargs": user} if user else {}
+        out = denoiser(noisy, time, encoder_hidden_states=text, return_dict=False, **more)
     return out[0]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +95,8 @@ class DenoisingScorer:
     notes           annotations that the data has
     noising         how inputs are noised; by default the forward process
     teacher         the network that such a way asks, where it asks another than the policy
+    further         conditions of the data beside the model's own, with their dropout: an example has them as [choices,
+                    ...], of which one is drawn; zeros stand for none, and the reference sees none
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class DenoisingScorer:
         notes: Iterable[str] = (),
         noising: Noising | None = None,
         teacher: nn.Module | None = None,
+        further: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.noising = noising or noising_for({})
         self.caption_dropout = self.noising.caption_dropout if caption_dropout is None else caption_dropout
@@ -121,13 +125,14 @@ class DenoisingScorer:
         if (teacher is None) != (self.noising.teacher_rate is None):
             raise PrefoptError(f"a teacher is needed where the way of noising asks one: '{self.noising.name}'")
         self.seed, self.reference, self.teacher = seed, reference, teacher
-        self.notes = set(notes)
+        self.notes, self.further = set(notes), dict(further)
         self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
         ways = {f"noising:{name}" for name in NOISINGS}
+        ways |= {f"conditions:{name}" for name in self.further}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
 
     def shapes(self, needs: Needs) -> Shapes:
@@ -154,7 +159,9 @@ class DenoisingScorer:
             sigma=level.sigma,
             time=level.time,
             t=t,
-            condition={n: torch.stack([g["condition"][n] for g in groups]) for n in CONDITIONS[self.kind]},
+            condition={
+                n: torch.stack([g["condition"][n] for g in groups]) for n in (*CONDITIONS[self.kind], *self.further)
+            },
             notes=joined_notes(shown, [len(images.mean) for images in shown]),
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
         )
@@ -172,11 +179,17 @@ class DenoisingScorer:
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         drawn = self.noising.draw(latents.shape, self.schedule, generator)
         self._require(example.condition, f"example {example.index}")
-        condition = self.empty if dropped else example.condition
+        condition = dict(self.empty if dropped else example.condition)
+        for name, rate in self.further.items():
+            choices = example.condition[name]
+            one = choices[int(torch.randint(len(choices), (), generator=generator))]
+            without = bool(torch.rand((), generator=generator) < rate) and not example.held_out
+            condition[name] = torch.zeros_like(one) if without else one
         return {"t": t, "noise": noise, "latents": latents, "condition": condition, "drawn": drawn}
 
     def _require(self, condition: Mapping[str, Tensor], where: str) -> None:
-        missing = [n for n in CONDITIONS[self.kind] if n not in condition]
+        wanted = CONDITIONS[self.kind] if condition is self.empty else (*CONDITIONS[self.kind], *self.further)
+        missing = [n for n in wanted if n not in condition]
         if missing:
             raise PrefoptError(f"{where}: a {self.kind} model is conditioned on {missing[0]}, which is not there")
 
@@ -194,22 +207,20 @@ class DenoisingScorer:
         precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         condition = {n: x[group] for n, x in batch.condition.items()}
 
-        def answer(net: nn.Module, noisy: Tensor, time: Tensor) -> Tensor:
-            return predict(net, self.kind, noisy, time, condition).to(precise)
-
         seen = self.noising(self._inputs(batch, precise), self.schedule, self._asked(model, condition, precise))
 
-        def errors(net: nn.Module) -> Scores:
-            each = self.noising.error(answer(net, seen.noisy, seen.time), seen, self.schedule)
+        def errors(net: nn.Module, said: Mapping[str, Tensor]) -> Scores:
+            answer = predict(net, self.kind, seen.noisy, seen.time, said).to(precise)
+            each = self.noising.error(answer, seen, self.schedule)
             values = -each.flatten(1).sum(1, keepdim=True)
             return Scores(values, torch.full_like(values, float(seen.goal[0].numel())))
 
         scores = {}
         if "scores:reference" in needs:
             with torch.no_grad():
-                scores["reference"] = self._by_reference(model, errors, seen.noisy.device)
+                scores["reference"] = self._by_reference(model, errors, condition)
         if "scores:policy" in needs:
-            scores["policy"] = errors(model)
+            scores["policy"] = errors(model, condition)
         return scores
 
     def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
@@ -220,7 +231,8 @@ class DenoisingScorer:
         def ask(noisy: Tensor, time: Tensor, *, rows: Tensor | None = None, empty: bool = False) -> Tensor:
             said = condition if rows is None else {n: x[rows] for n, x in condition.items()}
             if empty:
-                said = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
+                nothing = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
+                said = {**said, **nothing}
             return predict(net, self.kind, noisy, time, said).to(dtype)
 
         return ask
@@ -232,11 +244,19 @@ class DenoisingScorer:
         shared = noise[group] if self.noising.shared else noise
         return Inputs(batch.latents.to(dtype), shared, level, batch.t[group], batch.drawn)
 
-    def _by_reference(self, model: nn.Module, errors: Callable[[nn.Module], Scores], device: torch.device) -> Scores:
+    def _by_reference(
+        self,
+        model: nn.Module,
+        errors: Callable[[nn.Module, Mapping[str, Tensor]], Scores],
+        condition: dict[str, Tensor],
+    ) -> Scores:
         if self.reference is not None:
-            return errors(self.reference.to(device))
+            own = {n: x for n, x in condition.items() if n not in self.further}
+            return errors(self.reference.to(condition["text"].device), own)
+        if self.further:  # the branch that reads them is all that is trained: without them, the start
+            return errors(model, condition | {n: torch.zeros_like(condition[n]) for n in self.further})
         with adapters_off(model):
-            return errors(model)
+            return errors(model, condition)
 
 
 @contextmanager
