@@ -127,9 +127,9 @@ def method_file_without_method(p: Place) -> list[str]:
     return p.train(method=str(p.file("empty.py", "x = 1\n")))
 
 
-@bad("reward_scores", "reward_score")
+@bad("reward_scor", "reward_score")
 def column_unknown(p: Place) -> list[str]:
-    return ["data", "build", "scores", str(p.pairs), "-o", "scored.jsonl", "--add", "reward_scores=a:b"]
+    return ["data", "build", "scores", str(p.pairs), "-o", "scored.jsonl", "--add", "reward_scor=a:b"]
 
 
 @bad("NAME=WHAT")

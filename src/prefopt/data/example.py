@@ -35,6 +35,8 @@ NOTE_AXES: dict[str, str] = {
     "age": "P",  # how long before now the pair was labelled
     "dispersion": "P",  # how much annotators agree on the prompt
     "wrong_step": "P",  # number of the step where the rejected answer goes wrong
+    "phi": "R",  # target preference of a list, in [0, 1]: share of comparisons won (or made of reward_scores)
+    "reward_scores": "R N",  # of several reward models, which vote
     "margin_rewards": "R N",  # rewards of the other objectives
     "source_sums": "R N",  # log-probabilities under other models ...
     "source_counts": "R N",  # ... and how many tokens each of them counts

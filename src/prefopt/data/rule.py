@@ -18,6 +18,7 @@ from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
 from prefopt.data.side_notes import how_to_give_note
 from prefopt.data.triples import as_triple, check_order
+from prefopt.data.votes import with_phi
 from prefopt.errors import PrefoptError
 
 log = logging.getLogger("prefopt.data")
@@ -166,6 +167,8 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
     if "label" in needs:
         example = to_labelled(example)
     _check_kind(example, needs)
+    if "phi" in needs:
+        example = with_phi(example)
     if "value" in needs:
         example = as_list(example, config)
     if "step_index" in needs:

@@ -33,6 +33,8 @@ def token_count(value: Any, name: str) -> float:
 
 SIDE_NOTES: dict[str, Callable[[Any, str], float]] = {
     "reward_score": fields.number,
+    "phi": fields.probability,
+    "reward_scores": fields.number,
     "margin_rewards": fields.number,
     "source_sums": log_probability,
     "source_counts": token_count,
@@ -53,6 +55,11 @@ _TOGETHER = (("source_sums", "source_counts"), ("gold_source_sums", "gold_source
 
 def how_to_give_note(name: str) -> str:
     """What a user does to have such an annotation."""
+    if name == "phi":
+        return (
+            "add a column 'phi', a list of numbers in [0, 1] beside the responses, or 'reward_scores', for each response the "
+            "scores of all reward models, which vote; prefopt data build scores --add reward_scores=... makes them"
+        )
     made = "source" if name.removeprefix("gold_") in ("source_sums", "source_counts") else name
     verb = f"; prefopt data build scores --add {made + 's' if made == 'source' else made}=... makes them"
     if name in GOLD_NOTES:

@@ -50,6 +50,7 @@ def read_examples(
 def asked_by_name(needs: Iterable[str]) -> frozenset[str]:
     """Annotations that are read because a method asks for them: those about responses, and those that it alone knows."""
     names = {n for need in set(needs) - KINDS for n in need.split("|")}
+    names |= {"reward_scores"} if "phi" in names else set()  # it is made of them
     return frozenset(n for n in names if axes(n) is None or n in COLUMNS or n in ASKED)
 
 

@@ -67,8 +67,9 @@ def log_odds(a: Tensor) -> Tensor:
     return a - log1mexp(a)
 
 
-def lambda_weight(gain: Tensor, rank: Tensor) -> Tensor:
-    """[R, R] |2^g_i - 2^g_j| |1/log(1 + rank_i) - 1/log(1 + rank_j)| (LambdaLoss, natural log), a constant."""
-    g = 2.0**gain
+def lambda_weight(value: Tensor, rank: Tensor, gain: str = "exponential") -> Tensor:
+    """[R, R] |G_i - G_j| |1/log(1 + rank_i) - 1/log(1 + rank_j)| (LambdaLoss, natural log), a constant; G = 2^value, or
+    with gain "identity" the value."""
+    g = 2.0**value if gain == "exponential" else value
     d = 1 / torch.log(1 + rank.to(g.dtype))
     return ((g[:, None] - g[None]).abs() * (d[:, None] - d[None]).abs()).detach()
