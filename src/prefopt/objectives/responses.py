@@ -359,8 +359,15 @@ class Responses:
         """[R, R] true where i and j answer one prompt and value_i > value_j. Lists may be ragged; no device sync."""
         return self.same_group() & (value[:, None] > value[None])
 
-    def rank(self, value: Tensor) -> Tensor:
-        """[R] 1 = largest of its list; ties: lower row first."""
+    def rank(self, value: Tensor, apart: Tensor | None = None) -> Tensor:
+        """[R] 1 = largest of its list; ties: lower row first.
+
+        apart [R]: values are told apart in steps of this size only (the largest of the list), counted from 0. Rewards
+        that are 0 up to rounding, as where policy is reference, then rank by their rows and not by the rounding.
+        """
+        if apart is not None:
+            step = torch.where(self.same_group(), apart, 0.0).amax(-1)
+            value = (value / step.to(value.dtype)).round()
         n = torch.arange(len(value), device=value.device)
         ahead = (value[None] > value[:, None]) | ((value[None] == value[:, None]) & (n[None] < n[:, None]))
         return 1 + (self.same_group() & ahead).sum(-1)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..errors import PrefoptError
 
+ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""How far two computations of one model may differ at a position: kernels and batches of other shapes round otherwise."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -66,6 +69,10 @@ class Scores:
     def positions(self) -> Tensor:
         """[R] number of scored positions (text: the length)."""
         return (self.count > 0).sum(-1)
+
+    def rounding(self) -> Tensor:
+        """[R] differences of sums that are no larger say nothing (a mean's: divided by `positions`)."""
+        return ROUNDING[self.values.dtype] * self.positions
 
     @property
     def position(self) -> Tensor:

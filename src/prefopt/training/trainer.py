@@ -20,6 +20,7 @@ from ..errors import NotFinite, PrefoptError
 from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
+from ..objectives.scores import ROUNDING
 from ..rollout.text import inference
 from ..scoring.base import Batch, Scored
 from . import checkpoints
@@ -31,9 +32,7 @@ from .sampler import Drawn, StepLoader, StepSampler
 from .task import Examples, Task
 from .turns import Turns, act, groups, refuse_shared
 
-# how far policy and reference may differ per token before the first step: rounding of one forward against another
-START_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-START_TOLERANCE_HALF = 0.1
+START_TOLERANCE_HALF = 0.1  # how far policy and reference may differ per token before the first step; float32: ROUNDING
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -262,7 +261,7 @@ class Trainer(transformers.Trainer):
         policy = r.scores["policy"]
         gap = (policy.values.detach() - r.scores["reference"].values).abs() / policy.count.clamp(min=1)
         half = self.args.bf16 or self.args.fp16 or next(self.task.model.parameters()).dtype in HALF
-        tolerance = START_TOLERANCE_HALF if half else START_TOLERANCE.get(policy.values.dtype, 1e-3)
+        tolerance = START_TOLERANCE_HALF if half else ROUNDING[policy.values.dtype]
         if step == 0 and not gap.max() <= tolerance:
             raise PrefoptError(
                 f"before the first step policy and reference differ by {gap.max():.3g} per element (tolerance {tolerance:g}): "

@@ -12,10 +12,12 @@ from ...objectives.words import lambda_weight
 def lipo(r: Responses, *, beta: Positive = 0.05) -> Loss:
     """LiPO-lambda (eq. 8): -sum_{s_i > s_j} |2^s_i - 2^s_j| |1/log(1 + rank_i) - 1/log(1 + rank_j)| log sigmoid(r_i - r_j).
 
-    r = beta h; s is the `score` of the data; ranks are those of the policy's rewards of the moment.
+    r = beta h; s is the `score` of the data; ranks are those of the policy's rewards of the moment, as far as rounding
+    lets them be told apart.
     """
     score = r.note("score", "R")
-    reward = beta * r.log_ratio.sum()
-    weight = lambda_weight(score, r.rank(reward.detach()))
+    h = r.log_ratio
+    reward = beta * h.sum()
+    weight = lambda_weight(score, r.rank(reward.detach(), beta * h.rounding()))
     losses = -weight * logsigmoid(reward[:, None] - reward[None])
     return Loss(ranking=over_groups(torch.where(r.beats(score), losses, 0.0), r), rewards=reward)

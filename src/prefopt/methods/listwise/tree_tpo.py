@@ -31,7 +31,8 @@ def tree_tpo(
 
     s_n = beta sum_k w_nk sum_{t in k} log-ratio (weighted_mean: of the steps' means), w_nk = 1 + cos(e_nk, e_0k), where
     e is the policy's mean last hidden state over step k and 0 the first (best) answer of the list; without
-    adaptive_step_reward w = 1. lam: LambdaRank's weight by labels and ranks; pairwise: 1; official_pairwise: every pair
+    adaptive_step_reward w = 1. lam: LambdaRank's weight by labels and ranks (as
+    far as rounding lets rewards be told apart); pairwise: 1; official_pairwise: every pair
     twice, ties and i = j at log 2, over N (N - 1).
     """
     step = r.note("step_index", "R T", dtype="common step").long() - 1  # -1: no step
@@ -53,7 +54,8 @@ def tree_tpo(
         ties = (same & ~beats & ~beats.T).to(s) * math.log(2)
         ranking = over_groups(torch.where(beats, 2 * nll, ties) / (n * (n - 1)).clamp(min=1), r)
     else:
-        lam = lambda_weight(v, r.rank(s)) if list_loss == "lambda" else 1.0
+        apart = beta * r.reference.rounding() / (1 if step_reduce == "sum" else r.reference.positions)
+        lam = lambda_weight(v, r.rank(s, apart)) if list_loss == "lambda" else 1.0
         ranking = over_groups(beats * nll * lam, r)
     ordered = Term((beats & (s[:, None] > s)).to(s), beats.sum().to(s), "ordered pairs")
     weights = Term(w * has, has.sum(), "steps")

@@ -2,8 +2,7 @@ from ...objectives.hyper import NonNegative, Positive
 from ...objectives.loss import Loss, prefer
 from ...objectives.method import method, require
 from ...objectives.responses import Responses
-
-FLAT = 1e-3  # nats a token: gaps that differ by less are rounding, not information
+from ...objectives.scores import ROUNDING
 
 
 @method("alpha-dpo", paper="2410.10148", beta="mean log-probability", tags=("distinguishability", "length_bias"))
@@ -19,7 +18,7 @@ def alpha_dpo(
     w, l = r.pairs()
     M = (w.log_ratio.mean() - l.log_ratio.mean()).detach()
     mean = r.step_mean("gap", M)
-    deviation = (r.step_mean("square", M.square()) - mean.square()).clamp(min=FLAT**2).sqrt()
+    deviation = (r.step_mean("square", M.square()) - mean.square()).clamp(min=ROUNDING[M.dtype] ** 2).sqrt()
     z = (M - mean) / deviation
     margin = beta * gamma_beta_ratio + alpha * z
     return prefer(beta * w.policy.mean(), beta * l.policy.mean(), margin=margin, metrics={"target_margin": margin})
