@@ -240,7 +240,8 @@ def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     assert [(r["reference"].alpha, r["reference"].every) for r in rules] == [(0.5, 1), (1.0, 7), (0.5, 7)]
 
 
-DENOISING: dict[str, Any] = {"resolution": 16, "caption_dropout": 0.9, "random_flip": True}
+DENOISING: dict[str, Any] = {"resolution": 16, "caption_dropout": 0.9, "random_flip": True, "timesteps": "turbo"}
+DENOISING |= {"shared_noise": False}
 
 
 @table(*(f"denoising.{k}" for k in DENOISING))
@@ -250,22 +251,35 @@ def test_denoising(key: str, image_model: Path, image_pairs: Path, tmp_path: Pat
     assert looks[0] != looks[1]
 
 
-def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any]) -> Any:
+def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any], count: int = 8) -> Any:
     """The first batch as the denoiser sees it: shapes and sums of latents and text embeddings."""
     from prefopt.scoring.base import Draw
     from prefopt.training.diffusion_task import diffusion_task
 
     torch.manual_seed(0)
     task = diffusion_task(run_config(model, pairs, tmp_path, denoising=look), get_method("dpo"))
-    batch = task.scorer.collate([Draw(task.train[i], 0) for i in range(8)])
+    batch = task.scorer.collate([Draw(task.train[i], 0) for i in range(count)])
     text = [float(v.double().sum()) for v in batch.condition.values()]
-    times = getattr(batch, "timesteps", None)
     return (
         list(batch.latents.shape),
+        list(batch.noise.shape),
         float(batch.latents.double().sum()),
         text,
-        None if times is None else times.tolist(),
+        batch.t.tolist(),
     )
+
+
+@table("denoising.mixed_sizes")
+def test_mixed_sizes(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (32, 32 if name == "a.png" else 48)).save(tmp_path / name)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a red circle", "chosen": "a.png", "rejected": "b.png"}) + "\n")
+    with pytest.raises(PrefoptError, match="differ in size"):
+        scored(image_model, rows, tmp_path, {})
+    assert scored(image_model, rows, tmp_path, {"mixed_sizes": "resize"}, count=1)
 
 
 @table("denoising.flow_sampling", "denoising.flow_shift")

@@ -93,6 +93,13 @@ class DenoisingConfig(Section):
     random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
     flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")
     flow_shift: Positive | None = Field(None, description="time shift of flow models; None: the scheduler's own")
+    timesteps: Literal["all", "turbo", "refiner"] = Field(
+        "all", description="turbo: the four of a distilled model, and a schedule that ends in pure noise; refiner: 0 .. 199"
+    )
+    shared_noise: bool = Field(True, description="false: chosen and rejected are noised each by its own draw (an ablation)")
+    mixed_sizes: Literal["refuse", "resize"] = Field(
+        "refuse", description="images of differing size for one prompt; resize: each is resized and cropped for itself"
+    )
 
 
 class RolloutConfig(Section):

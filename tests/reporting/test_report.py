@@ -186,6 +186,10 @@ def test_health_of_the_training():
     over = [{"step": s, "loss": 1 / s, "rewards/accuracies": 0.99} for s in steps]
     over.append({"step": 40, "eval_rewards/accuracies": 0.6})
     assert [f.title for f in findings(run_with(metrics=over))] == ["It fits the training pairs better than new ones"]
+    both = [{"step": s, "loss": 1 / s, "errors/chosen": 0.001 * s, "errors/rejected": 0.002 * s} for s in steps]
+    assert [f.title for f in findings(run_with(metrics=both))] == ["The denoising error rose on both sides"]
+    one = [{"step": s, "loss": 1 / s, "errors/chosen": -0.001 * s, "errors/rejected": 0.002 * s} for s in steps]
+    assert not findings(run_with(metrics=one))
     broken = [{"step": 1, "loss": float("nan")}]
     assert findings(run_with(metrics=broken))[0].title == "The loss was not finite"
     assert findings(run_with(record={"health": ["masks are dead"]}))[0].text == "masks are dead"

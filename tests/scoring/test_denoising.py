@@ -297,3 +297,61 @@ def test_schedules_are_read_from_the_models_scheduler():
         schedule("epsilon").drawn_by("uniform", 1.0)
     with pytest.raises(PrefoptError, match="shift 0"):
         schedule("flow").drawn_by(shift=0.0)
+
+
+# ------------------------------------------------------------------------------------------------ which times are drawn
+def drawn_times(s, n=64):
+    return set(s.collate(draws(*range(n))).t.tolist())
+
+
+def test_turbo_draws_four_times_of_a_schedule_that_ends_in_noise():
+    whole = schedule("epsilon")
+    turbo = whole.limited("turbo")
+    signal = np.sqrt(ABAR)
+    wanted = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    np.testing.assert_allclose(turbo.alphas_cumprod.numpy(), wanted, rtol=1e-12, atol=1e-15)
+    assert turbo.alphas_cumprod[-1] == 0 and turbo.alphas_cumprod[0] == whole.alphas_cumprod[0]
+    s = DenoisingScorer("sd", turbo, {"text": torch.zeros(5, 6)}, reference=frozen_net())
+    assert drawn_times(s) == {249, 499, 749, 999}
+    assert s.caption_dropout == 0  # unless it is asked for
+    batch = s.collate(draws(*range(16)))
+    plain = scorer().collate(draws(*range(16)))
+    assert batch.t.tolist() == [250 * (t % 4) + 249 for t in plain.t.tolist()]
+    last = batch.t == 999
+    assert bool(last.any()) and (batch.signal[last] == 0).all() and (batch.sigma[last] == 1).all()
+    scores = s.score(Net(0), batch, BOTH)["responses"]["policy"].values
+    assert torch.isfinite(scores).all()
+
+
+def test_the_refiner_draws_the_last_fifth():
+    refiner = schedule("v_prediction").limited("refiner")
+    assert torch.equal(refiner.alphas_cumprod, schedule("v_prediction").alphas_cumprod)
+    s = DenoisingScorer("sd", refiner, {"text": torch.zeros(5, 6)}, reference=frozen_net())
+    found = drawn_times(s)
+    assert max(found) < 200 and len(found) > 40
+    assert s.caption_dropout == 0.2
+
+
+def test_limited_times_are_those_of_a_thousand():
+    assert schedule("flow").limited("all") == schedule("flow")
+    for which, words in ((schedule("flow"), "a flow model"), (Schedule("epsilon", 50, torch.rand(50)), "50 timesteps")):
+        with pytest.raises(PrefoptError, match=words):
+            which.limited("turbo")
+
+
+def test_flow_models_tell_how_much_of_the_image_is_seen():
+    s = scorer("flow")
+    batch = s.collate(draws(0, 1, 2))
+    torch.testing.assert_close(batch.notes["flow_signal"], (1 - batch.t)[batch.notes["group"]])
+    assert "notes:flow_signal" in s.offers() and "notes:flow_signal" not in scorer().offers()
+    policy, scheduled = Net(0), {"beta": 2.0, "beta_schedule": "(1-s)^2"}
+    scores = s.score(policy, batch, BOTH)["responses"]
+    found = get_method("diffusion-dpo", **scheduled)(Responses(scores, batch.notes)).scalar.item()
+    total = 0.0
+    for group, (w, l) in enumerate(batch.notes["pairs"].tolist()):
+        e = {
+            (n, r): -card("flow", net, batch, r) / 48 for n, net in (("p", policy), ("r", s.reference)) for r in (w, l)
+        }
+        margin = (e["r", w] - e["r", l]) - (e["p", w] - e["p", l])
+        total += math.log1p(math.exp(-((1 - float(batch.t[group])) ** 2) * margin)) / 3
+    assert found == pytest.approx(total, rel=1e-10)

@@ -175,6 +175,11 @@ def test_mixed_sizes_are_resized_cropped_and_counted(models, tmp_path):
     data = write_pairs(tmp_path, 4, size=(48, 32))
     Image.new("RGB", (20, 40), "red").save(tmp_path / "1-a.png")
     cfg = config(models["sd"], data, tmp_path / "run")
+    with pytest.raises(
+        PrefoptError, match=r"1 prompts differ in size .*row 2, 20 x 40 and 48 x 32.*mixed_sizes = resize"
+    ):
+        diffusion_task(cfg, make_method(cfg))
+    cfg = config(models["sd"], data, tmp_path / "run", denoising={"mixed_sizes": "resize"})
     task = diffusion_task(cfg, make_method(cfg))
     sizes = task.record["data"]["images"]
     assert (sizes["resized"], sizes["enlarged"], sizes["examples_of_mixed_size"]) == (8, 1, 1)

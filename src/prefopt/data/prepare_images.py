@@ -40,16 +40,28 @@ class PreparedImages:
 
 
 def prepare_images(
-    data: DataConfig, model: ImageModel, *, needs: Iterable[str] = (), flip: bool = False, progress: bool = True
+    data: DataConfig,
+    model: ImageModel,
+    *,
+    needs: Iterable[str] = (),
+    flip: bool = False,
+    mixed_sizes: bool = False,
+    progress: bool = True,
 ) -> PreparedImages:
     """Reads and checks every row, then encodes what the cache does not hold.
 
-    `needs` as in `prepare_text`. `flip`: training images are mirrored at random. Raises PrefoptError by the rule for
-    rows, before anything is encoded.
+    `needs` as in `prepare_text`. `flip`: training images are mirrored at random. `mixed_sizes`: images of one
+    prompt may differ in size. Raises PrefoptError by the rule for rows, before anything is encoded.
     """
     read = read_pictures(data, needs)
     train, held_out = read.train, read.eval
     record = read.record | {"images": _sizes(train, model.resolution)}
+    if (mixed := record["images"]["examples_of_mixed_size"]) and not mixed_sizes:
+        raise PrefoptError(
+            f"{', '.join(data.paths)}: the images of {mixed} prompts differ in size (the first: "
+            f"{_first_mixed(train)}); make them alike, or set denoising.mixed_sizes = resize: each is then resized and "
+            "cropped for itself"
+        )
     encoded = encode_examples(train, model, flip=flip, progress=progress)
     evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
     return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
@@ -123,3 +135,12 @@ def _sizes(examples: Sequence[Example], resolution: int) -> dict[str, Any]:
         counts["enlarged"] += sum(min(size) < resolution for size in sizes)
         counts["examples_of_mixed_size"] += len(set(sizes)) > 1
     return counts
+
+
+def _first_mixed(examples: Sequence[Example]) -> str:
+    """Where the first images of differing size stand, and their sizes."""
+    for example in examples:
+        sizes = [check_image(r, Path(example.file).parent) for r in example.responses]
+        if len(set(sizes)) > 1:
+            return f"{example.origin}, {' and '.join(f'{w} x {h}' for w, h in sizes)}"
+    return ""

@@ -58,6 +58,7 @@ def _training(run: Run) -> Iterator[Finding]:
             "avoid, not what to write. A smaller learning rate, a larger beta or an added SFT term counters it."
         )
         yield Finding("Preferred answers became less likely", text)
+    yield from _denoising(run)
     steps, degrading = points(run.metrics, "properties/degrading")
     if degrading.any():
         text = (
@@ -78,6 +79,18 @@ def _training(run: Run) -> Iterator[Finding]:
         times = norm.max() / np.median(norm)
         text = f"The largest gradient norm is {times:.0f} times the median: look for odd rows, or clip."
         yield Finding("The gradient jumps", text)
+
+
+def _denoising(run: Run) -> Iterator[Finding]:
+    """Denoising errors above those of the reference, of both sides of the pairs."""
+    chosen, rejected = (_ends(points(run.metrics, f"errors/{side}")[1])[1] for side in ("chosen", "rejected"))
+    if chosen > 0 and rejected > 0:
+        text = (
+            f"Against the reference it rose by {chosen:.2g} on preferred images and by {rejected:.2g} on rejected ones: the "
+            "margin grows because the rejected are spoilt more, not because the preferred are drawn better. A smaller "
+            "learning rate, fewer steps or a larger beta counters it."
+        )
+        yield Finding("The denoising error rose on both sides", text)
 
 
 def _evaluation(evaluation: dict[str, Any]) -> Iterator[Finding]:

@@ -114,7 +114,8 @@ class DenoisingScorer:
         further: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.noising = noising or noising_for({})
-        self.caption_dropout = self.noising.caption_dropout if caption_dropout is None else caption_dropout
+        usual = 0.0 if schedule.times == "turbo" else self.noising.caption_dropout  # what has no guidance needs none
+        self.caption_dropout = usual if caption_dropout is None else caption_dropout
         if not 0 <= self.caption_dropout <= 1:
             raise PrefoptError(f"caption_dropout {caption_dropout} must lie in [0, 1]")
         if reference is not None and any(p.requires_grad for p in reference.parameters()):
@@ -132,6 +133,7 @@ class DenoisingScorer:
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
         ways = {f"noising:{name}" for name in NOISINGS}
+        ways |= {"notes:flow_signal"} if self.schedule.prediction == "flow" else set()
         ways |= {f"conditions:{name}" for name in self.further}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
 
@@ -152,6 +154,9 @@ class DenoisingScorer:
         groups = [self._group(draw, images) for draw, images in zip(draws, shown, strict=True)]
         t = torch.stack([g["t"] for g in groups])
         level = self.schedule.level(t)
+        notes = joined_notes(shown, [len(images.mean) for images in shown])
+        if self.schedule.prediction == "flow":
+            notes["flow_signal"] = level.signal[notes["group"]]
         return ImageBatch(
             latents=torch.cat([g["latents"] for g in groups]),
             noise=torch.cat([g["noise"] for g in groups]),
@@ -162,7 +167,7 @@ class DenoisingScorer:
             condition={
                 n: torch.stack([g["condition"][n] for g in groups]) for n in (*CONDITIONS[self.kind], *self.further)
             },
-            notes=joined_notes(shown, [len(images.mean) for images in shown]),
+            notes=notes,
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
         )
 

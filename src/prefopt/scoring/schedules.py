@@ -17,6 +17,7 @@ from ..errors import PrefoptError
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 Density = Literal["logit_normal", "uniform"]
+Times = Literal["all", "turbo", "refiner"]
 
 
 class Level(NamedTuple):
@@ -37,6 +38,8 @@ class Schedule:
     density         flow: how s is drawn; the choice of the base model's pre-training
     shift           flow: s <- shift*s / (1 + (shift-1)*s), by default the scheduler's own; 1 is none
     clips           the scheduler's samplers clip the image that they predict
+    times           which timesteps of a diffusion model are drawn: all; turbo: 249, 499, 749, 999, those of a model
+                    distilled to four steps; refiner: 0 .. 199
     """
 
     prediction: Prediction
@@ -45,6 +48,7 @@ class Schedule:
     density: Density = "logit_normal"
     shift: float = 1.0
     clips: bool = False
+    times: Times = "all"
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
@@ -80,10 +84,25 @@ class Schedule:
             raise PrefoptError(f"time shift {shift} must be positive; 1 is no shift")
         return replace(self, density=density, shift=shift)
 
+    def limited(self, times: Times) -> Schedule:
+        """The same schedule of which only these timesteps are drawn (official code of 2311.12908).
+
+        turbo: the schedule is also rescaled to end in pure noise. Raises PrefoptError for flow models, and for turbo
+        and refiner unless T = 1000.
+        """
+        if times == "all":
+            return self
+        if self.alphas_cumprod is None or self.steps != 1000:
+            found = "a flow model" if self.alphas_cumprod is None else f"{self.steps} timesteps"
+            raise PrefoptError(f"timesteps = {times} are those of models with 1000 timesteps; this one is/has {found}")
+        abar = ends_in_noise(self.alphas_cumprod) if times == "turbo" else self.alphas_cumprod
+        return replace(self, times=times, alphas_cumprod=abar)
+
     def draw(self, generator: torch.Generator) -> Tensor:
         """[] one noise level: an index 0 .. T-1 (long), or s in (0, 1) (float64)."""
         if self.alphas_cumprod is not None:
-            return torch.randint(self.steps, (), generator=generator)
+            t = torch.randint(self.steps, (), generator=generator)
+            return {"all": t, "turbo": 250 * (t % 4) + 249, "refiner": t % 200}[self.times]
         if self.density == "uniform":
             s = torch.rand((), generator=generator, dtype=torch.float64)
         else:
@@ -101,6 +120,13 @@ class Schedule:
             raise PrefoptError(f"timestep t = {t.tolist()} must be an integer in 0 .. {self.steps - 1}")
         abar = self.alphas_cumprod[t]
         return Level(abar.sqrt(), (1 - abar).sqrt(), t)
+
+
+def ends_in_noise(alphas_cumprod: Tensor) -> Tensor:
+    """[T] the schedule stretched so that its last entry is exactly 0 and its first is what it was (2305.08891, alg. 1)."""
+    signal = alphas_cumprod.sqrt()
+    first, last = signal[0], signal[-1]
+    return ((signal - last) * first / (first - last)).square()
 
 
 def noised(clean: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from ..models.diffusion import ImageModel, load_image_model, make_trainable, sav
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
 from ..scoring.moving import Moving
-from ..scoring.noising import noising_for
+from ..scoring.noising import Forward, Noising, noising_for
+from ..scoring.noising.forward import ForwardEach
 from ..scoring.schedules import Schedule
 from .following import following, kind_of_reference
 from .generations import generation_of
@@ -37,7 +39,9 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     schedule = _schedule(config, model)
     if torch.cuda.is_available():
         model.pipeline.to("cuda")  # encoding is faster there; the trainer moves the denoiser itself
-    data = prepare_images(config.data, model, needs=data_needs(needs), flip=config.denoising.random_flip)
+    look = config.denoising
+    mixed = look.mixed_sizes == "resize"
+    data = prepare_images(config.data, model, needs=data_needs(needs), flip=look.random_flip, mixed_sizes=mixed)
     empty = empty_condition(model)
     for part in model.frozen.values():
         part.to("cpu")
@@ -45,7 +49,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     identity = fingerprint({"denoiser": model.denoiser})
     kind = reference_kind(config) if "scores:reference" in needs else None
     frozen = frozen_reference(config, model) if kind == "frozen" else None
-    noising = noising_for(needs)
+    noising = _noising(config, needs)
     # float32 whatever the policy is in: the small steps of a running mean would round away
     teacher = None if noising.teacher_rate is None else copy.deepcopy(model.denoiser).float()
     net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
@@ -92,16 +96,27 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     return torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
 
 
+def _noising(config: RunConfig, needs: Mapping[str, Mapping[str, Any]]) -> Noising:
+    """The method's way, and whether the images of a prompt share their noise."""
+    noising = noising_for(needs)
+    if config.denoising.shared_noise:
+        return noising
+    if type(noising) is not Forward:
+        raise PrefoptError(f"denoising.shared_noise has no effect: the method noises images by '{noising.name}'")
+    return ForwardEach()
+
+
 def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
     given = config.given("denoising") & {"flow_sampling", "flow_shift"}
     if not given:
-        return model.schedule
+        return model.schedule.limited(config.denoising.timesteps)
     if model.schedule.prediction != "flow":
         key = sorted(given)[0]
         raise PrefoptError(
             f"denoising.{key} has no effect: {config.model.path} predicts {model.schedule.prediction}, no flow"
         )
-    return model.schedule.drawn_by(config.denoising.flow_sampling, config.denoising.flow_shift)
+    drawn = model.schedule.drawn_by(config.denoising.flow_sampling, config.denoising.flow_shift)
+    return drawn.limited(config.denoising.timesteps)
 
 
 def reference_kind(config: RunConfig) -> str:

@@ -20,7 +20,7 @@ def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
         kind, _, name = key.partition(":")
         if key == "notes:label_probability" and spec.get("optional"):
             wanted.add("ties")
-        if kind != "notes" or name == "group" or spec.get("optional") or spec.get("fallback"):
+        if kind != "notes" or name in _MADE or spec.get("optional") or spec.get("fallback"):
             continue
         if name == "graded_valid":
             continue
@@ -49,14 +49,14 @@ def how_to_give(need: str, kind: str) -> str:
         return f"the {name} responses" + (": a column 'gold' in every row" if name == "gold" else "")
     if asked == "notes":
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
+    if asked in ("generation", "turns"):
+        return _GENERATED[asked]
     if asked == "conditions":
         return f"the condition '{name}' of every example, which this model or data does not have ({kind})"
     if asked == "noising":
         if name == PREDICTED:
             return "pictures predicted by a pipeline (sources.base), which only a CLIPModel is trained to judge"
         return f"inputs noised by '{name}', which this model does not have ({kind})"
-    if asked in ("generation", "turns"):
-        return _GENERATED[asked]
     if asked == "features":
         return f"the feature '{name}', which {kind} models do not give"
     if kind == "text" and name not in _SCORES:
@@ -64,7 +64,9 @@ def how_to_give(need: str, kind: str) -> str:
     return _SCORES.get(name, f"the scores '{name}', which {kind} models do not give")
 
 
+_MADE = ("group", "flow_signal")  # by the scorer, not by the data
 _NOTES = {
+    "flow_signal": "the share 1 - s of the image in what is seen, which only flow models have: beta_schedule = constant",
     "prompt_pairs": "the number of pairs of each prompt, which this kind of data does not count",
     "pairs": "pairs: rows with a chosen and a rejected answer, or ranked lists",
     "label": "labels: a column 'label' that says whether an answer is desirable, or pairs",
