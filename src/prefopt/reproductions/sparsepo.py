@@ -194,6 +194,7 @@ REPRODUCTION = Reproduction(
         "What fails now is of masks that die. On seed 3 the mask starts with 86 % zeros (33 to 86 % on seeds 1 to 10); with "
         "L1 0.001 the independent ones die and the policy stays at its start, and the common one is half zeros after 300 "
         "steps. (With the constant 8 every mask of that seed was dead from the start; the 0.99 of TDPO1 measured then "
-        "was the start's reward divided by itself.) On seed 1 the common mask under L1 0.01 is dying (84 % zeros) when the run ends.",
+        "was the start's reward divided by itself.) On seed 1 the common mask under L1 0.01 is dying (84 % zeros) when the "
+        "run ends.",
     ),
 )
