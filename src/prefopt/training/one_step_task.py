@@ -123,10 +123,12 @@ def _reward(config: RunConfig, model: ImageModel) -> Callable[[Tensor, list[str]
 def _decoder(model: ImageModel) -> Callable[[Tensor], Tensor]:
     """Latents -> pictures in [-1, 1], through the frozen VAE, which goes to where the latents are."""
     vae = model.pipeline.components.get("vae")
+    if vae is not None and vae.dtype == torch.float16 and vae.config.get("force_upcast"):
+        vae.to(torch.float32)
 
     def decode(latents: Tensor) -> Tensor:
-        if vae is not None:
-            vae.to(latents.device, torch.float32 if vae.config.get("force_upcast") else vae.dtype)
+        if vae is not None and vae.device != latents.device:
+            vae.to(latents.device)
         return model.decode_latents(latents).clamp(-1, 1)
 
     return decode
