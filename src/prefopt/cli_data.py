@@ -85,6 +85,12 @@ def _data_needs(method: str | None) -> set[str]:
     if method is None:
         return set()
     from .objectives.method import get_method
+    from .recipes import load_all
     from .training.needs import data_needs
 
+    if recipe := load_all().get(method):
+        raise PrefoptError(
+            f"--method {method}: a recipe, whose steps make data of their own from {', '.join(recipe.needs)}; look at the "
+            f"rows without --method, or examine all its steps with prefopt train {method} ... --dry-run"
+        )
     return data_needs(get_method(method).needs())

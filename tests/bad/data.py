@@ -216,6 +216,13 @@ def no_prompt_anywhere(p: Place) -> list[str]:
     return p.train(method=str(method))
 
 
+@bad("row 1", "graded versions", "method.degrade=text")
+def degraded_texts_that_hidden_states_ignore(p: Place) -> list[str]:
+    texts = {f"{side}_degraded": [PAIR[side], "The one.", "One."] for side in ("chosen", "rejected")}
+    more = ("method.degrade=hidden", "method.feature=mean")
+    return p.train(*more, method="self-spo", data=p.rows(PAIR | texts))
+
+
 GOLDEN = '''
 from prefopt import Loss, Responses, method, over_tokens
 

@@ -49,6 +49,14 @@ bad.train("source_key_unknown", "sources.token_reward.dtype=x", "sources.token_r
 bad.train("scores_not_in_the_data", "", "row 1", "chosen_reward_score", "prefopt data build scores", method="madpo")
 bad.train("recipe_key_unknown", "method.alpha=1", "'alpha'", "base", method="tgdpo-from-pairs")
 bad.train("rollout_offline", "rollout.rounds=2", "rollout.rounds", "online-dpo")
+bad.train("diagnostics_of_single_answers", "diagnostics.every=2", "diagnostics.every", "kto", "no pairs", method="kto")
+bad.train("diagnostics_of_nothing", "diagnostics.patience=2", "diagnostics.patience", "diagnostics.every is 0")
+bad.train("diagnostics_without_samples", "diagnostics.every=2 diagnostics.samples=0 diagnostics.max_new_tokens=9",
+          "diagnostics.max_new_tokens", "diagnostics.samples is 0")  # fmt: skip
+bad.train("diagnostics_of_one_pair", "diagnostics.every=2 diagnostics.pairs=1", "diagnostics.pairs", "2")
+bad.train("diagnostics_key_unknown", "diagnostics.evry=2", "diagnostics.evry", "diagnostics.every")
+bad.train("diagnostics_of_single_answers_in_steps", "diagnostics.every=2 method.chunks=2 method.base=kto", "diagnostics.every",
+          "no step compares pairs", method="sdpo")  # fmt: skip
 bad.train("denoising_of_text", "denoising.caption_dropout=0.1", "denoising.caption_dropout", "text model")
 bad.train("eval_without_data", "train.eval_strategy=steps", "train.eval_strategy", "data.eval_path")
 bad.train(
@@ -115,6 +123,17 @@ bad.train("online_reward_missing", "rollout.reward=nowhere:f", "nowhere", "rewar
 def fewer_prompts_than_asked(p: Place) -> list[str]:
     p.file("taste.py", "def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
     return p.train("rollout.reward=taste.py:short", "rollout.prompts_per_round=500", method="online-dpo")
+
+
+@bad("diagnostics.samples", "pictures are not drawn")
+def diagnostics_draw_no_pictures(p: Place) -> list[str]:
+    more = ("diagnostics.every=2", "diagnostics.samples=2")
+    return p.train(*more, model=p.fixture("image_model"), data=p.fixture("image_pairs"), method="diffusion-dpo")
+
+
+@bad("curry-dpo", "recipe", "ranked lists", "--dry-run")
+def doctor_of_a_recipe(p: Place) -> list[str]:
+    return ["data", "check", str(p.pairs), "--method", "curry-dpo"]
 
 
 @bad("broken.py", "SyntaxError")

@@ -104,6 +104,40 @@ def test_networks_have_their_own_weight_decay_and_rate(files: dict[str, Path], t
     assert looking.found[-1] == {"weight_decay": 0.0, "initial_lr": pytest.approx(0.2), "n": 3 * 32 + 3}
 
 
+class Moves(transformers.TrainerCallback):
+    """How far the method's own networks went in each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[torch.Tensor]] = []
+
+    def look(self, optimizer: Any) -> None:
+        own = [g["params"] for g in optimizer.param_groups[-2:]]
+        self.seen.append([torch.cat([p.detach().flatten().clone() for p in params]) for params in own])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.look(kwargs["optimizer"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.look(kwargs["optimizer"])
+
+    @property
+    def norms(self) -> list[float]:
+        pairs = zip(self.seen, self.seen[1:], strict=False)
+        return [(b - a).norm().item() for before, after in pairs for a, b in zip(before, after, strict=True)]
+
+
+def test_networks_are_clipped_each_by_itself(files: dict[str, Path], tmp_path: Path) -> None:
+    """A plain gradient step of a clipped gradient is as long as rate times limit; without clipping it is longer."""
+    plain = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 2}
+    method, found = METHODS["masks"] | {"mask_weight_decay": 0.0}, {}
+    for limit in (1e-3, 0.0):
+        moves = Moves()
+        run(files, tmp_path / str(limit), method, {"callbacks": [moves]}, max_grad_norm=limit, **plain)
+        found[limit] = moves.norms
+    assert found[1e-3] == pytest.approx([1e-5] * 4, rel=2e-2)
+    assert min(found[0.0]) > 2e-5
+
+
 def test_gamma_zero_is_the_base_bit_for_bit(files: dict[str, Path], tmp_path: Path) -> None:
     dpo = weights(run(files, tmp_path / "dpo", {"name": "dpo"}))
     none = weights(run(files, tmp_path / "none", {"name": "self-spo", "gamma": 0.0}))

@@ -39,7 +39,12 @@ def grade_example(example: Example, grading: Grading) -> list[list[Level]]:
         text = said(response[-1]) if isinstance(response, list) and response else response
         if i not in asked or not isinstance(text, str) or not text.strip():
             found.append([Level(False)] * len(grading.ratios))
-        elif texts is not None and grading.degrade == "text":
+        elif texts is not None:
+            if grading.degrade == "hidden":
+                raise Unreadable(
+                    "has graded versions as texts, and degrade = hidden leaves tokens of the answer itself out: set "
+                    "method.degrade=text, or remove the columns"
+                )
             found.append(_given(response, text, texts, grading))
         else:
             made = grades(text, grading.ratios, grading.stop)

@@ -23,7 +23,7 @@ from prefopt.data.example import ENUMERATED, Example
 from prefopt.data.grading import Grading
 from prefopt.data.messages import content
 from prefopt.data.readers import content_hash, total_bytes
-from prefopt.data.rule import PROMPT_PAIRS, Ledger, log, refuse_one_class
+from prefopt.data.rule import PROMPT_PAIRS, Ledger, class_counts, log, refuse_one_class
 from prefopt.data.side_notes import Agreement
 from prefopt.data.source import read_examples
 from prefopt.data.stop_words import stop_words
@@ -169,14 +169,14 @@ class _Survey:
     nested: set[str] = field(default_factory=set)
     names: dict[str, set[str]] = field(default_factory=dict)
     aside: dict[str, set[str]] = field(default_factory=dict)  # names in rows that are held out
-    labels: set[bool] = field(default_factory=set)
+    labels: Counter[bool] = field(default_factory=Counter)  # of rows that are trained on
     agreement: Agreement = field(default_factory=Agreement)
     pairs: Counter[int] = field(default_factory=Counter)  # of each prompt
 
     def see(self, example: Example, held_out: bool = False) -> None:
         self.examples += 1
         self.pairs[prompt_key(example)] += len(example.pairs)
-        self.labels.update(example.notes.get("label", ()))
+        self.labels.update(() if held_out else map(bool, example.notes.get("label", ())))
         self.agreement.see(example)
         for name, value in example.notes.items():
             self.notes[name] += 1
@@ -201,7 +201,7 @@ class _Preparation:
         inside = self._is_eval if self.data.eval_fraction else lambda example: False
         survey = self._survey(self.data.paths, "reading", inside)
         if "label" in self.needs:
-            refuse_one_class(survey.labels, self.data.paths)
+            refuse_one_class(set(survey.labels), self.data.paths)
         held_out = self._survey(self.data.eval_paths, "reading eval") if self.data.eval_paths else None
         self.notes, partial = self._kept(survey, held_out)
         self.names = {n: enumerate_names(v) for n, v in survey.names.items() if n in self.notes}
@@ -227,6 +227,7 @@ class _Preparation:
             "names": self.names,
             "names_held_out_only": {n: found for n, found in unknown.items() if found},
             "incomplete_notes": partial,
+            "labels": class_counts(survey.labels),
             "remarks": survey.agreement.remarks(),
         }
         for name, writer in writers.items():

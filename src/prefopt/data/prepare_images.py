@@ -15,7 +15,7 @@ from .example import ENUMERATED, Example
 from .images import check_image
 from .latents import ImageSet, encode_examples
 from .prepare import carried, prompt_key
-from .rule import PROMPT_PAIRS, refuse_one_class, with_prompt_pairs
+from .rule import PROMPT_PAIRS, class_counts, refuse_one_class, with_prompt_pairs
 from .side_notes import SIDE_NOTES
 from .source import read_image_examples
 from .store import enumerate_names
@@ -87,7 +87,9 @@ def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
     if PROMPT_PAIRS in asked:
         train, held_out = with_prompt_pairs(train), with_prompt_pairs(held_out)
     if "label" in asked:
-        refuse_one_class({bool(x) for e in train for x in e.notes["label"]}, data.paths)
+        labels = Counter(bool(x) for e in train for x in e.notes["label"])
+        refuse_one_class(set(labels), data.paths)
+        record["labels"] = class_counts(labels)
     numbered, notes = _numbered([*train, *held_out], asked)
     train, held_out = numbered[: len(train)], numbered[len(train) :]
     record |= {"paths": data.paths, "train": {"examples": len(train)}, "ranges": _ranges(train, asked, data.paths)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -121,6 +121,11 @@ def refuse_one_class(labels: set[bool], paths: list[str]) -> None:
             f"{', '.join(paths)}: every response is {kind} ('label' is {str(labels == {True}).lower()} in all rows), and the "
             f"method learns from both kinds: add {other} ones, or train with sft"
         )
+
+
+def class_counts(labels: Mapping[bool, int]) -> dict[str, int]:
+    """How many responses are of each class, for the record; nothing where none has a label."""
+    return {"desirable": labels.get(True, 0), "undesirable": labels.get(False, 0)} if labels else {}
 
 
 def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:

@@ -20,6 +20,7 @@ from .shape import KINDS, Part, Shape
 from .taxonomy import check_tags
 
 METHODS: dict[str, Family] = {}
+Advice = Callable[[Mapping[str, Any], Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,13 @@ class Method:
         hyper = {k: v.record() if isinstance(v, Method) else v for k, v in self.hyper.items()}
         return {"name": self.name} | hyper | {k: p.record() for k, p in self.parts.items()}
 
+    def advice(self, data: Mapping[str, Any]) -> list[str]:
+        """What should worry about these hyperparameters on data with this record, of the method and what it wraps."""
+        own = METHODS[self.name].advice if self.name in METHODS else None
+        found = own(self.hyper, data) if own else None
+        inner = [line for v in self.hyper.values() if isinstance(v, Method) for line in v.advice(data)]
+        return ([f"{self.name}: {found}"] if found else []) + inner
+
     def counted(self, names: Mapping[str, int], ranges: Mapping[str, Sequence[float]] = MappingProxyType({})) -> Method:
         """Numbers that the data knows, filled in: how many names it has in an annotation, and what range of numbers.
 
@@ -118,7 +126,9 @@ class Family:
         tags: Sequence[str] = (),
         surveyed: bool = False,
         family: str = "",
+        advice: Advice | None = None,
     ):
+        self.advice = advice
         self.name, self.fn, self.paper, self.beta, self._family = name, fn, paper, beta, family
         self.tags, self.surveyed = tuple(tags), surveyed
         self.module, self.__doc__ = fn.__module__, inspect.getdoc(fn)
@@ -177,20 +187,27 @@ class Family:
 
 
 def method(
-    name: str, paper: str = "", beta: str = "", tags: Sequence[str] = (), surveyed: bool = False, family: str = ""
+    name: str,
+    paper: str = "",
+    beta: str = "",
+    tags: Sequence[str] = (),
+    surveyed: bool = False,
+    family: str = "",
+    advice: Advice | None = None,
 ) -> Callable[[Callable[..., Loss]], Family]:
     """Register a loss. `paper`: arXiv id; `beta`: what its beta multiplies ("sum of log-ratios", ...).
 
     tags: its place in the survey's vocabulary (2503.11701) as leaves that differ from the defaults (pairwise, sentence,
     offline, single, static, reverse_kl); surveyed: the place is the survey's own, not assigned by us.
     family: of a method that stands in its recipe's file; else it is the folder's name.
+    advice: (hyperparameters, the data's record) -> what should worry about them, said once before a run, or None.
     """
 
     def register(fn: Callable[..., Loss]) -> Family:
         if name in METHODS and METHODS[name].fn.__code__.co_filename != fn.__code__.co_filename:
             raise PrefoptError(f"two methods are called '{name}': {METHODS[name].module} and {fn.__module__}")
         check_tags(tags, name)
-        METHODS[name] = Family(name, fn, paper, beta, tags, surveyed, family)
+        METHODS[name] = Family(name, fn, paper, beta, tags, surveyed, family, advice)
         return METHODS[name]
 
     return register

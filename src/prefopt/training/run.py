@@ -99,6 +99,8 @@ def _train(
 ) -> Outcome:
     task, args, per_step = _prepared(config, method, kind, args)
     method = with_names(method, task.record.get("data", {}))
+    for line in method.advice(task.record.get("data", {})) if args.process_index == 0 and state != "unfinished" else ():
+        log.warning(line)
     cost = estimate(task, args, per_step)
     record = {"method": method.record(), "modality": kind, **task.record}
     main = args.process_index == 0

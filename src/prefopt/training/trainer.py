@@ -242,7 +242,11 @@ class Trainer(transformers.Trainer):
         return optimizer
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        return super()._clip_grad_norm(self.networks[self.turn] if self.turn else model)
+        """The policy, a network in its turn, and each of the method's own networks: every one by itself."""
+        norm = super()._clip_grad_norm(self.networks[self.turn] if self.turn else model)  # first: it unscales float16
+        for network in () if self.turn else self.method_modules.values():
+            nn.utils.clip_grad_norm_(network.parameters(), self.args.max_grad_norm)
+        return norm
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         return super()._get_grad_norm(self.networks[self.turn] if self.turn else model, grad_norm)

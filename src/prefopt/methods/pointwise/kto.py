@@ -1,3 +1,6 @@
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from ...objectives.hyper import Positive
@@ -5,8 +8,24 @@ from ...objectives.loss import Loss, over_responses
 from ...objectives.method import method
 from ...objectives.responses import Responses
 
+LEAST, MOST = 1.0, 4 / 3  # of the two classes' weights times their numbers (section 4.2)
 
-@method("kto", paper="2402.01306", beta="sum of log-ratios", tags=("pointwise",), surveyed=True)
+
+def balance(hyper: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Whether the weights fit how many desirable and undesirable responses there are."""
+    if not (labels := data.get("labels")):
+        return None
+    good, bad = labels["desirable"], labels["undesirable"] * hyper["undesirable_weight"]
+    ratio = hyper["desirable_weight"] * good / bad
+    if LEAST - 1e-6 <= ratio <= MOST + 1e-6:
+        return None
+    return (
+        f"{good} desirable and {labels['undesirable']} undesirable responses weigh as {ratio:.3g} to 1, and should as 1 to 1 "
+        f"up to 4 to 3: set desirable_weight between {LEAST * bad / good:.3g} and {MOST * bad / good:.3g}"
+    )
+
+
+@method("kto", paper="2402.01306", beta="sum of log-ratios", tags=("pointwise",), surveyed=True, advice=balance)
 def kto(
     r: Responses, *, beta: Positive = 0.1, desirable_weight: Positive = 1.0, undesirable_weight: Positive = 1.0
 ) -> Loss:

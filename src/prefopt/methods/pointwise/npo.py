@@ -5,7 +5,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry
 
 
-@method("npo", paper="2404.05868", beta="sum of log-ratios", tags=("pointwise",), surveyed=True)
+@method("npo", paper="2404.05868", beta="sum of log-ratios", surveyed=True)
 def npo(r: Responses, *, beta: Positive = 0.1) -> Loss:
     """Negative Preference Optimization (eq. 3): (2 / beta) log(1 + (pi(y) / pi_ref(y))^beta) on responses to forget.
 

@@ -5,9 +5,7 @@ from ...objectives.responses import Responses
 from ...objectives.words import bradley_terry
 
 
-@method(
-    "simnpo", paper="2410.07163", beta="mean log-probability", tags=("pointwise", "free", "length_bias"), surveyed=True
-)
+@method("simnpo", paper="2410.07163", beta="mean log-probability", tags=("free", "length_bias"), surveyed=True)
 def simnpo(r: Responses, *, beta: Positive = 2.5, gamma: NonNegative = 0.0) -> Loss:
     """SimNPO (eq. 5): -(2 / beta) log sigmoid(-beta / |y| log pi(y) - gamma) on the responses to forget; no reference.
 
