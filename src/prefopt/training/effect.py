@@ -43,6 +43,8 @@ def refuse_without_effect(config: RunConfig, method: Method, kind: str) -> None:
 
 def refuse_missing_sources(config: RunConfig, method: Method, kind: str) -> None:
     """PrefoptError for the first model that the method asks for and the configuration does not name."""
+    if kind != "diffusion" and any(key.startswith("generation:") for key in method.needs()):
+        raise PrefoptError(f"{method.name} on a {kind} model lacks {how_to_give('generation:', kind)}")
     if kind == "clip" and f"noising:{PREDICTED}" in method.needs() and "base" not in config.sources:
         raise PrefoptError(
             f"{method.name} lacks the pipeline whose predictions are judged: set sources.base.path to its folder"
