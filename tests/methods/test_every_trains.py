@@ -21,6 +21,7 @@ from prefopt.config import make
 from prefopt.data.side_notes import GOLD_NOTES, SIDE_NOTES
 from prefopt.methods import load_all
 from prefopt.objectives.method import METHODS, Method
+from prefopt.training.generations import GENERATIONS
 from prefopt.training.needs import how_to_give
 from prefopt.training.run import train
 
@@ -83,6 +84,35 @@ def value(name: str, spec: Mapping[str, Any], g: random.Random) -> Any:
     return made if sizes else made[0]
 
 
+REWARD = """
+import torch
+
+def brightness(prompts, images):
+    return [sum(image.convert("L").tobytes()) for image in images]
+
+def steps(images, prompts, timesteps):
+    return 100 * images.mean((1, 2, 3))
+
+def differentiable(images, prompts):
+    return images.mean((1, 2, 3))
+"""
+REWARDS = {"one_step": "differentiable", "trajectories": "brightness", "pools": "steps"}
+
+
+def own_data(m: Method, train: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Of methods whose policy makes its own data: a reward, and a round of two steps where it comes in rounds."""
+    kind = next((k.removeprefix("generation:") for k in m.needs() if k.startswith("generation:")), None)
+    if kind is None:
+        return {}
+    (folder.parent / "taste.py").write_text(REWARD)
+    reward = {"reward": f"{folder.parent / 'taste.py'}:{REWARDS[kind]}"}
+    rounds = {"rounds": 1, "prompts_per_round": 2} if "rounds" in GENERATIONS[kind].rollout else {}
+    if rounds:
+        del train["max_steps"]
+        train["per_device_train_batch_size"] = {"trajectories": 20, "pools": 16}[kind]
+    return {"rollout": reward | rounds, "train": train}
+
+
 def trained(m: Method, folder: Path, model: Path, data: Path, sources: list[str], adapter: bool) -> list[float]:
     """Losses of both steps of a run in `folder`."""
     config: dict[str, Any]
@@ -92,6 +122,7 @@ def trained(m: Method, folder: Path, model: Path, data: Path, sources: list[str]
     if "notes:step_index" in m.needs():
         config["data"]["step_marker"] = r"\bThe\b"
     config["model"] = {"path": str(model), "adapter": {"r": 2} if adapter else None}
+    config |= own_data(m, config["train"], folder)
     train(make(config | {"sources": {name: {"path": str(model)} for name in sources}}))
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     numbers = {k: v for row in logged for k, v in row.items() if isinstance(v, float)}

@@ -137,10 +137,11 @@ def _example(needs: Mapping[str, Any], g: Any, sparse: bool, one_token: bool) ->
     pairs = torch.tensor([[0, 1], [1, 0], [1, 2], [2, 0]])[(pick(2),) if k == 2 else (2, 3), :]
     made = Example({}, {}, {"group": ("R", torch.zeros(k, dtype=torch.long))})
     sets = {"responses": (needs, k)}
+    paired = "notes:pairs" in needs and not (sparse and needs["notes:pairs"].get("instead"))
     for key, spec in needs.items():
         kind, name = key.split(":", 1)
         if kind == "extras":  # of each pair's prompt (prompt, gold), or of each response where nothing is paired
-            sets[name] = (spec.get("asked", {}), len(pairs) if "notes:pairs" in needs else k)
+            sets[name] = (spec.get("asked", {}), len(pairs) if paired else k)
         left_out = (spec.get("optional") or spec.get("instead")) if sparse else spec.get("fallback")
         sizes = {"R": k, "P": len(pairs), "T": WIDTH}
         if kind == "notes" and name != "group" and not left_out:

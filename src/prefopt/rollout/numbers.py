@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from prefopt.data.encode import Encoded
 from prefopt.objectives.scores import Scores
-from prefopt.rollout.text import inference
+from prefopt.scoring.modes import inference
 from prefopt.scoring.base import Draw, only, within
 from prefopt.scoring.text import TextScorer, install
 

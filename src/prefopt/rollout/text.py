@@ -10,8 +10,7 @@ comparisons sharper.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoder
 from prefopt.data.example import Example, Turns
 from prefopt.errors import PrefoptError
+from prefopt.scoring.modes import inference
 
 Prompt = Turns | Example
 
@@ -167,18 +167,6 @@ def end_tokens(model: torch.nn.Module, encoder: Encoder) -> list[int]:
 def unwrap(model: Any) -> Any:
     """The model inside a data-parallel wrapper."""
     return model.module if hasattr(model, "module") and not hasattr(model, "generate") else model
-
-
-@contextmanager
-def inference(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _batch(

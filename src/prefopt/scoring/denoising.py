@@ -27,7 +27,8 @@ from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .base import Draw, Needs, Scored, Shapes
 from .conditioning import CONDITIONS, Kind, predict
-from .noising import Inputs, Network, Noising, noising_for
+from .modes import inference
+from .noising import Inputs, Network, Noised, Noising, noising_for
 from .noising.base import NOISINGS
 from .schedules import Level, Schedule
 
@@ -58,12 +59,19 @@ class ImageBatch:
     notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
     drawn: dict[str, Tensor] = field(default_factory=dict)  # [R, ...] what the way of noising draws itself
     apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
+    beside: str = ""  # further rows that the way of noising makes, one for each image to be imitated
     filler: bool = False
 
     @property
     def size(self) -> int:
         """What it costs: images."""
         return len(self.latents)
+
+    @property
+    def imitated(self) -> Tensor:
+        """Rows of the images that are to be imitated: the better ones of pairs, or all."""
+        everything = torch.arange(len(self.latents), device=self.latents.device)
+        return self.notes["pairs"][:, 0] if "pairs" in self.notes else everything
 
     def to(self, device: torch.device | str) -> ImageBatch:
         def move(x: Tensor) -> Tensor:
@@ -82,6 +90,7 @@ class ImageBatch:
         """{"responses": [R, 1]}: every image sums over all its C*H*W elements; likewise the row sets apart."""
         each = float(self.latents[0].numel())
         own = {"responses": self.latents.new_full((len(self.latents), 1), each)}
+        own |= {self.beside: self.latents.new_full((len(self.imitated), 1), each)} if self.beside else {}
         return own | {name: batch.counts()["responses"] for name, batch in self.apart.items()}
 
 
@@ -132,7 +141,7 @@ class DenoisingScorer:
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
-        ways = {f"noising:{name}" for name in NOISINGS}
+        ways = {f"noising:{name}" for name in NOISINGS} | {f"extras:{way.apart}" for way in NOISINGS.values() if way.apart}
         ways |= {"notes:flow_signal"} if self.schedule.prediction == "flow" else set()
         ways |= {f"conditions:{name}" for name in self.further}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
@@ -169,6 +178,7 @@ class DenoisingScorer:
             },
             notes=notes,
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
+            beside=self.noising.apart,
         )
 
     def _group(self, draw: Draw, images: ImageExample) -> dict[str, Any]:
@@ -202,17 +212,27 @@ class DenoisingScorer:
     def score(self, model: nn.Module, batch: ImageBatch, needs: Needs, grad: bool = True) -> Scored:
         """{"responses": {"policy": [R, 1], "reference": [R, 1]}}, as asked; the reference never carries gradient."""
         if grad:
-            return {"responses": self._scores(model, batch, needs)}
+            return self._scores(model, batch, needs)
         with torch.no_grad():
             asked = {name: needs[f"extras:{name}"] for name in batch.apart if f"extras:{name}" in needs}
-            return {name: self._scores(model, batch.apart[name], spec["asked"]) for name, spec in asked.items()}
+            found = {name: self._scores(model, batch.apart[name], spec["asked"]) for name, spec in asked.items()}
+            return {name: scored["responses"] for name, scored in found.items()}
 
-    def _scores(self, model: nn.Module, batch: ImageBatch, needs: Needs) -> dict[str, Scores]:
+    def _scores(self, model: nn.Module, batch: ImageBatch, needs: Needs) -> dict[str, dict[str, Scores]]:
+        """By row set: the responses, and what the way of noising makes beside them; one forward of each network."""
         group = batch.notes["group"]
         precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         condition = {n: x[group] for n, x in batch.condition.items()}
 
-        seen = self.noising(self._inputs(batch, precise), self.schedule, self._asked(model, condition, precise))
+        inputs, ask = self._inputs(batch, precise), self._asked(model, condition, precise)
+        seen = self.noising(inputs, self.schedule, ask)
+        sizes = {"responses": len(group)}
+        if f"extras:{batch.beside}" in needs:
+            rows = batch.imitated
+            more = self.noising.beside(inputs, rows, self.schedule, ask)
+            seen = Noised(*(torch.cat(both) for both in zip(seen, more, strict=True)))
+            condition = {n: torch.cat([x, x[rows]]) for n, x in condition.items()}
+            sizes[batch.beside] = len(rows)
 
         def errors(net: nn.Module, said: Mapping[str, Tensor]) -> Scores:
             answer = predict(net, self.kind, seen.noisy, seen.time, said).to(precise)
@@ -226,7 +246,8 @@ class DenoisingScorer:
                 scores["reference"] = self._by_reference(model, errors, condition)
         if "scores:policy" in needs:
             scores["policy"] = errors(model, condition)
-        return scores
+        parts = dict(zip(sizes, torch.arange(sum(sizes.values()), device=group.device).split([*sizes.values()]), strict=True))
+        return {part: {name: x[rows] for name, x in scores.items()} for part, rows in parts.items()}
 
     def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
         """The network that a way of noising may ask: the policy, or its teacher."""
@@ -238,7 +259,8 @@ class DenoisingScorer:
             if empty:
                 nothing = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
                 said = {**said, **nothing}
-            return predict(net, self.kind, noisy, time, said).to(dtype)
+            with inference(net):
+                return predict(net, self.kind, noisy, time, said).to(dtype)
 
         return ask
 

@@ -87,7 +87,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
 
     moving = {} if frozen is None else following(config.reference, frozen, net)
     if teacher is not None and noising.teacher_rate is not None:
-        moving["teacher"] = Moving(teacher, noising.teacher_rate, 1).check(net)
+        moving["teacher"] = Moving(teacher, noising.teacher_rate, noising.teacher_every).check(net)
     return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving)
 
 

@@ -37,7 +37,7 @@ from ..errors import PrefoptError
 from ..files import write_atomically
 from ..objectives.loss import Loss
 from ..objectives.responses import Responses
-from ..rollout.text import inference
+from ..scoring.modes import inference
 from ..scoring.base import Batch, Draw
 from ..scoring.batch import Collator
 from .engine import Plan

@@ -21,7 +21,7 @@ from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import ROUNDING
-from ..rollout.text import inference
+from ..scoring.modes import inference
 from ..scoring.base import Batch, Scored
 from . import checkpoints
 from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation, SaveAfterRound

@@ -55,6 +55,7 @@ class Noising:
     name: ClassVar[str]
     flows: ClassVar[bool] = True  # does it have a meaning for flow models?
     shared: ClassVar[bool] = True  # is one noise drawn for a group, or one for each image?
+    apart: ClassVar[str] = ""  # the name of further rows, with gradient, that it makes (`beside`)
     caption_dropout: ClassVar[float] = 0.2  # where the configuration says nothing
 
     def __call__(self, x: Inputs, schedule: Schedule, policy: Network) -> Noised:
@@ -67,6 +68,11 @@ class Noising:
         return None
 
     @property
+    def teacher_every(self) -> int:
+        """Optimiser steps from one such update to the next."""
+        return 1
+
+    @property
     def reads_images(self) -> bool:
         """False: it starts from noise, so that captions alone are data; its latents are zeros."""
         return True
@@ -74,6 +80,11 @@ class Noising:
     def draw(self, shape: torch.Size, schedule: Schedule, generator: torch.Generator) -> dict[str, Tensor]:
         """What is random beside time and noise, [k, ...] each, for k images of `shape` [k, C, H, W]."""
         return {}
+
+    def beside(self, x: Inputs, rows: Tensor, schedule: Schedule, policy: Network) -> Noised:
+        """The row set `apart` that this way makes itself: one row for each of `rows` [n], the images to be imitated, under
+        the same caption and time."""
+        raise NotImplementedError
 
     def error(self, answer: Tensor, seen: Noised, schedule: Schedule) -> Tensor:
         """[R, C, H, W] what is summed over elements and counts as minus the score of an answer [R, C, H, W]."""
