@@ -25,6 +25,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no runs": ({"methods": {"dpo": {"grid": {"beta": []}}}}, "methods.dpo.grid.beta is empty"),
     "no methods": ({"methods": {}}, "lacks `methods`"),
     "no seeds": ({"seeds": []}, "seeds is empty"),
+    "a line's seed that is none": ({"methods": {"dpo": {"seeds": [1]}}}, "methods.dpo.seeds: [1] not among seeds = [0]"),
     "a seed twice": ({"seeds": [1, 1]}, "names a value twice"),
     "a setting twice": ({"methods": {"dpo": {"points": [{"beta": 1}, {"beta": 1}]}}}, "same setting is named twice"),
     "points of different keys": ({"methods": {"dpo": {"points": [{"beta": 1}, {}]}}}, "every point sets the same keys; beta"),
@@ -126,6 +127,13 @@ def test_other_starts_and_sizes_take_the_central_setting(tmp_path: Path, text_mo
     assert [r for r in some if r[0] == "dpo"] == [("dpo", 0.1, "sft", None), ("dpo", 0.5, "sft", None)]
     assert [r for r in some if r[0] == "simpo"] == [r for r in found if r[0] == "simpo"]
     assert len(runs(cross="full", crossed=["dpo"])) == 2 * 2 * 3 + 1
+
+
+def test_a_line_may_have_fewer_seeds(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
+    given = content(tmp_path, text_model, pairs_file, methods={"dpo": {"seeds": [2]}, "ipo": None}, seeds=[1, 2])
+    study = make_study(given)
+    assert [(r.label, r.seed) for r in plan(study)] == [("ipo", 1), ("dpo", 2), ("ipo", 2)]
+    assert "fewer than 2 seeds: dpo 1" in check(study, plan(study))
 
 
 def test_keys_go_where_they_belong(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:

@@ -100,6 +100,9 @@ def _unequal(study: StudyConfig) -> Iterator[str]:
             f"grids of unequal size: {most} is tried with {counts[most]} settings, {least} with {counts[least]}; "
             "the best of more tries is better by chance alone, so compare medians, or give each method as many"
         )
+    seeds = {label: len(line.seeds or study.seeds) for label, line in study.methods.items()}
+    if few := [label for label, count in seeds.items() if count < len(study.seeds)]:
+        yield f"fewer than {len(study.seeds)} seeds: {', '.join(f'{label} {seeds[label]}' for label in few)}"
 
 
 def _overlap(held_out: DataConfig, runs: Sequence[PlannedRun]) -> Iterator[str]:

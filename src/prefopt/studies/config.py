@@ -29,6 +29,7 @@ class MethodConfig(Section):
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="key -> values; all combinations are run")
     points: list[dict[str, Any]] = Field(default_factory=list, description="or the settings one by one")
     settings: dict[str, Any] = Field(default_factory=dict, description="dotted keys that hold for all its runs")
+    seeds: list[int] = Field(default_factory=list, description="fewer seeds, for a line that is dear; default: all")
 
     def tried(self) -> list[dict[str, Any]]:
         """Every setting, the central one first."""
@@ -174,6 +175,8 @@ def _check(study: StudyConfig) -> None:
         raise PrefoptError("crossed has no effect with one start and one size; leave it out")
     for label, line in study.methods.items():
         _check_line(f"methods.{label}", line)
+        if extra := [seed for seed in line.seeds if seed not in study.seeds]:
+            raise PrefoptError(f"methods.{label}.seeds: {extra} not among seeds = {study.seeds}")
 
 
 def _check_line(where: str, line: MethodConfig) -> None:

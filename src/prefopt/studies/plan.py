@@ -78,7 +78,9 @@ def plan(study: StudyConfig) -> list[PlannedRun]:
         for start in study.starts
         for size in study.sizes
         for label, line in study.methods.items()
-        if number < len(line.tried()) and (_main(study, start, size) or _further(study, label, number))
+        if number < len(line.tried())
+        and seed in (line.seeds or study.seeds)
+        and (_main(study, start, size) or _further(study, label, number))
     ]
     seen: dict[str, PlannedRun] = {}
     for run in runs:
