@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from prefopt.data.encode import Encoded
 from prefopt.objectives.scores import Scores
-from prefopt.scoring.modes import inference
 from prefopt.scoring.base import Draw, only, within
+from prefopt.scoring.modes import inference
 from prefopt.scoring.text import TextScorer, install
 
 Numbers = dict[str, list[np.ndarray]]

@@ -37,9 +37,9 @@ from ..errors import PrefoptError
 from ..files import write_atomically
 from ..objectives.loss import Loss
 from ..objectives.responses import Responses
-from ..scoring.modes import inference
 from ..scoring.base import Batch, Draw
 from ..scoring.batch import Collator
+from ..scoring.modes import inference
 from .engine import Plan
 from .processes import decided_by_main
 from .sampler import Drawn

@@ -14,18 +14,23 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ..errors import PrefoptError
 from ..files import write_atomically
+from ..scoring.modes import inference
 from . import checkpoints
 from .processes import decided_by_main, on_all
 from .sampler import StepSampler
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
 
 log = logging.getLogger("prefopt")
 FOLDER = "rounds"
@@ -141,6 +146,19 @@ class Rounds:
         for folder in self.folder.iterdir():
             if folder.name.isdigit() and int(folder.name) < first:
                 shutil.rmtree(folder)
+
+
+def enter_round(trainer: Trainer, epoch: int) -> None:
+    """At the start of a pass: where the policy makes its own data, it makes the round's, or reads what it made."""
+    rounds = trainer.task.rounds
+    if rounds is None:
+        return
+    policy: Any = trainer.accelerator.unwrap_model(trainer.model)
+    number, since = epoch // rounds.passes, trainer.state.global_step % rounds.steps
+    with inference(policy), torch.no_grad(), trainer.compute_loss_context_manager():
+        told = rounds.begin(number, policy, trainer.args, inside=since > 0)
+    if since == 0:
+        trainer.log({"rollout/round": float(number)} | {f"rollout/{k}": v for k, v in told.items()})
 
 
 def _plain(piece: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,13 +21,12 @@ from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
 from ..objectives.scores import ROUNDING
-from ..scoring.modes import inference
 from ..scoring.base import Batch, Scored
 from . import checkpoints
 from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation, SaveAfterRound
 from .engine import Meter, Plan, States, made_up, measures, part, plan, responses
 from .names import learnt, to_log
-from .rounds import RoundSampler
+from .rounds import RoundSampler, enter_round
 from .sampler import Drawn, StepLoader, StepSampler
 from .task import Examples, Task
 from .turns import Turns, act, groups, refuse_shared
@@ -74,22 +73,10 @@ class Trainer(transformers.Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
-            self._begin_round(kwargs["epoch"])
+            enter_round(self, kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
         else:  # resumed from the last checkpoint, in the middle of an epoch
             self.control.should_training_stop = True
-
-    def _begin_round(self, epoch: int) -> None:
-        """Where the policy makes its own data: a pass is a round, or one of several over it."""
-        rounds = self.task.rounds
-        if rounds is None:
-            return
-        policy: Any = self.accelerator.unwrap_model(self.model)
-        number, since = epoch // rounds.passes, self.state.global_step % rounds.steps
-        with inference(policy), torch.no_grad(), self.compute_loss_context_manager():
-            told = rounds.begin(number, policy, self.args, inside=since > 0)
-        if since == 0:
-            self.log({"rollout/round": float(number)} | {f"rollout/{k}": v for k, v in told.items()})
 
     # ---- data
 
