@@ -123,6 +123,8 @@ def test_other_starts_and_sizes_take_the_central_setting(tmp_path: Path, text_mo
     assert [r for r in found if r[1] == 0.5] == [("dpo", 0.5, "sft", None)]
     assert len(found) == 1 + 2 * 2 * 3 and len(set(found)) == len(found)
     assert len(runs(cross="full")) == 3 * 2 * 3
+    axes = [(r[2], r[3]) for r in runs(cross="axes") if r[0] == "simpo"]
+    assert axes == [("sft", None), ("sft", 4), ("sft", 8), ("base", None)]
     some = runs(crossed=["simpo"])
     assert [r for r in some if r[0] == "dpo"] == [("dpo", 0.1, "sft", None), ("dpo", 0.5, "sft", None)]
     assert [r for r in some if r[0] == "simpo"] == [r for r in found if r[0] == "simpo"]

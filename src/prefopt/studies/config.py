@@ -62,9 +62,10 @@ class StudyConfig(Section):
     )
     sizes: list[int | None] = Field([None], description="rows of data, the first ones of the file; all: every row")
     seeds: list[int] = Field(default_factory=lambda: [0])
-    cross: Literal["central", "full"] = Field(
+    cross: Literal["central", "axes", "full"] = Field(
         "central",
-        description="central: further starts and sizes are tried with each method's central setting only; full: with all",
+        description="central: further starts and sizes are tried with each method's central setting only; axes: further "
+        "starts with the first size only, and further sizes from the first start; full: with all settings",
     )
     crossed: list[str] = Field(
         default_factory=list, description="the lines that are tried with further starts and sizes; default: all"

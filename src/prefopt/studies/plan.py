@@ -80,7 +80,7 @@ def plan(study: StudyConfig) -> list[PlannedRun]:
         for label, line in study.methods.items()
         if number < len(line.tried())
         and seed in (line.seeds or study.seeds)
-        and (_main(study, start, size) or _further(study, label, number))
+        and (_main(study, start, size) or _further(study, label, number, start, size))
     ]
     seen: dict[str, PlannedRun] = {}
     for run in runs:
@@ -97,8 +97,10 @@ def _main(study: StudyConfig, start: str, size: int | None) -> bool:
     return start == study.main_start and size == study.sizes[0]
 
 
-def _further(study: StudyConfig, label: str, number: int) -> bool:
-    """Whether this setting of a line is tried with further starts and sizes."""
+def _further(study: StudyConfig, label: str, number: int, start: str, size: int | None) -> bool:
+    """Whether this setting of a line is tried from this start on this size, not both of which are the main ones."""
+    if study.cross == "axes" and start != study.main_start and size != study.sizes[0]:
+        return False
     return study.crosses(label) and (number == 0 or study.cross == "full")
 
 
