@@ -19,7 +19,7 @@ def main(job: dict) -> None:
 
     config = make(
         {
-            "method": "dpo",
+            "method": job.get("method", "dpo"),
             "model": job["model"],
             "data": {"path": job["data"], "max_length": 512, "strings": "plain"},
             "output": job["folder"] + "/prefopt",
@@ -45,7 +45,8 @@ def main(job: dict) -> None:
     rows = [json.loads(x) for x in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     prepared = clock.ends[0] - began
-    report(Path(job["answer"]), seconds=clock.seconds, prepare=prepared, memory=peak() - start[0], losses=losses)
+    found = {"seconds": clock.seconds, "prepare": prepared, "memory": peak() - start[0], "whole": peak()}
+    report(Path(job["answer"]), **found, losses=losses)
 
 
 if __name__ == "__main__":
