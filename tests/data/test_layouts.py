@@ -106,7 +106,7 @@ def test_layout_is_recognised_and_read(tmp_path: Path, name: str, row: dict, exp
 
 
 def test_every_layout_has_a_row_here() -> None:
-    assert {r[0] for r in ROWS} | {"pickapic"} == set(LAYOUTS)
+    assert {r[0] for r in ROWS} | {"pickapic", "double_captions"} == set(LAYOUTS)
 
 
 def test_column_map_and_unknown_columns(tmp_path: Path) -> None:

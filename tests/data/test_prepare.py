@@ -71,9 +71,9 @@ def test_notes_gold_and_names(tmp_path: Path) -> None:
 
 
 def test_methods_may_ask_for_columns_of_their_own(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", rows(hardness=3, phi=[1, 2]))
-    made = prepare(path, "pairs", "hardness", "phi")
-    assert made.train[0].notes == {"hardness": [3.0], "phi": [1.0, 2.0]}
+    path = write(tmp_path / "d.jsonl", rows(hardness=3, psi=[1, 2]))
+    made = prepare(path, "pairs", "hardness", "psi")
+    assert made.train[0].notes == {"hardness": [3.0], "psi": [1.0, 2.0]}
     assert prepare(path, "pairs").train[0].notes == {}
 
 

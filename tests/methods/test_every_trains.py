@@ -166,9 +166,11 @@ def test_text(name: str, adapter: bool, text_model: Path, before: Any, tmp_path:
 def test_images(name: str, adapter: bool, image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     m = METHODS[name]()
     asked = {k.removeprefix("notes:") for k in m.needs()} & set(SIDE_NOTES)
-    if asked:
+    captions = {f"caption_{side}": f"a {side} one" for side in ("chosen", "rejected")}
+    captions = captions if "conditions:captions" in m.needs() else {}
+    if asked or captions:
         given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
-        columns = {f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))}
+        columns = captions | {f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))}
         files = [{s: str(image_pairs.parent / row[s]) for s in ("chosen", "rejected")} for row in given]
         image_pairs = tmp_path / "rows.jsonl"
         image_pairs.write_text("".join(json.dumps(r | f | columns) + "\n" for r, f in zip(given, files, strict=True)))

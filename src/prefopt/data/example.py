@@ -79,6 +79,7 @@ class Example:
     steps: tuple[tuple[str, ...], ...] | None = None
     graded: tuple[tuple[str, ...] | None, ...] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()  # of each response, where a method denoises it under one of its own
     remarks: tuple[str, ...] = ()  # what the reader noticed, for the doctor: "diverges early", ...
     file: str = ""
     row: int = 0  # 1-based

@@ -17,6 +17,7 @@ from prefopt.data.example import ASKED, Example
 from prefopt.data.fields import Unreadable, short
 from prefopt.data.layouts import LAYOUTS, Draft, Layout
 from prefopt.data.messages import with_system
+from prefopt.data.own_captions import CAPTION_COLUMNS, with_captions
 from prefopt.data.readers import Row
 from prefopt.data.row_fields import Fields, Modality, located, turns
 from prefopt.data.side_notes import COLUMNS, read_side_notes
@@ -74,6 +75,7 @@ def _check_columns(head: list[Row], config: DataConfig) -> None:
     )
     known |= (
         COLUMNS
+        | CAPTION_COLUMNS
         | {c for cs in _SIDE_SCORES for c in cs}
         | {"degraded", "chosen_degraded", "rejected_degraded", "completion_degraded"}
         | {"scores", "ranks", "gold", "tools", "images", "videos", "system"}
@@ -104,7 +106,7 @@ def rename(row: Row, config: DataConfig) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Interpreter:
     """Makes examples of rows. `wanted` are names of further annotations that a method asks for; `graded`: whether it
-    asks for graded versions.
+    asks for graded versions; `captioned`: whether for a caption of every response.
 
     Raises Unreadable and TeachesNothing, which the caller collects.
     """
@@ -114,6 +116,7 @@ class Interpreter:
     modality: Modality = "text"
     wanted: frozenset[str] = frozenset()
     graded: bool = False
+    captioned: bool = False
 
     def __call__(self, row: Row) -> Example:
         if row.fault is not None:
@@ -124,7 +127,7 @@ class Interpreter:
         f = Fields(rename(row, self.config), row.base, self.modality)
         draft = self.layout.read(f)
         prompt, responses = _with_system(draft, self.config.system, f.text("system") if f.has("system") else None)
-        return Example(
+        made = Example(
             prompt,
             tuple(responses),
             tuple(draft.pairs),
@@ -136,10 +139,11 @@ class Interpreter:
             draft.steps and tuple(map(tuple, draft.steps)),  # type: ignore[arg-type]
             _graded(f, draft) if self.graded else None,
             _object(f, "chat_template_kwargs"),
-            draft.remarks,
-            row.file,
-            row.row,
+            remarks=draft.remarks,
+            file=row.file,
+            row=row.row,
         )
+        return with_captions(made, f) if self.captioned else made
 
     def _notes(self, f: Fields, draft: Draft) -> dict[str, Any]:
         count = len(draft.responses)

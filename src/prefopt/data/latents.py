@@ -40,6 +40,7 @@ class EncodedImages:
     pairs: tuple[tuple[int, int], ...]
     notes: Mapping[str, Any]
     held_out: bool = False
+    captions: dict[str, Tensor] | None = None  # the same for each image's own caption [k, ...], in place of `condition`
 
 
 @dataclass
@@ -52,6 +53,7 @@ class ImageSet:
     shared: dict[str, Tensor]  # conditions that are the same for all
     held_out: bool = False
     blank: tuple[int, ...] = ()  # [C, h, w] of a caption without images: it gets one of zeros
+    own_captions: list[list[Path]] | None = None  # example -> image
     tokens: np.ndarray = field(init=False)  # [n] cost of each example: its number of images
 
     def __post_init__(self) -> None:
@@ -68,7 +70,12 @@ class ImageSet:
         else:
             mean = std = torch.zeros(1, 1, *self.blank)
         condition, example = read_cached(self.captions[index]) | self.shared, self.examples[index]
-        return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out)
+        own = None if self.own_captions is None else self._own(self.own_captions[index])
+        return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out, own)
+
+    def _own(self, paths: list[Path]) -> dict[str, Tensor]:
+        each = [read_cached(path) | self.shared for path in paths]
+        return {name: torch.stack([x[name] for x in each]) for name in each[0]}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,6 +84,8 @@ class ImageSet:
         for example, images, caption in zip(self.examples, self.images, self.captions, strict=True):
             names = [caption.name, *(str(v.relative_to(v.parents[1])) for image in images for v in image)]
             digest.update(repr((names, example.pairs, sorted(example.notes.items()))).encode())
+        if self.own_captions is not None:
+            digest.update(repr([[path.name for path in paths] for paths in self.own_captions]).encode())
         return digest.hexdigest()
 
 
@@ -104,7 +113,12 @@ def encode_examples(
             _write(path, {"mean": mean, "std": std})
     captions = encode_captions([str(e.prompt) for e in examples], model, cache=cache, progress=progress)
     shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
-    return ImageSet(list(examples), images, captions, shared, held_out, model.latent_shape)
+    own = None
+    if any(e.captions for e in examples):
+        said = encode_captions([c for e in examples for c in e.captions], model, cache=cache, progress=progress)
+        rest = iter(said)
+        own = [[next(rest) for _ in e.captions] for e in examples]
+    return ImageSet(list(examples), images, captions, shared, held_out, model.latent_shape, own)
 
 
 def encode_captions(

@@ -82,6 +82,7 @@ def reordered(example: Example, to: Sequence[int]) -> Example:
         notes=notes,
         steps=example.steps and tuple(example.steps[i] for i in to),
         graded=example.graded and tuple(example.graded[i] for i in to),
+        captions=tuple(example.captions[i] for i in to) if example.captions else (),
     )
 
 

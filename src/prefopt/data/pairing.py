@@ -151,7 +151,9 @@ def keep_responses(example: Example, kept: Sequence[int]) -> Example:
     steps = example.steps and tuple(example.steps[i] for i in kept)
     graded = example.graded and tuple(example.graded[i] for i in kept)
     responses = tuple(example.responses[i] for i in kept)
-    return replace(example, responses=responses, pairs=pairs, notes=notes, steps=steps, graded=graded)
+    captions = tuple(example.captions[i] for i in kept) if example.captions else ()
+    own: dict[str, Any] = {"steps": steps, "graded": graded, "captions": captions}
+    return replace(example, responses=responses, pairs=pairs, notes=notes, **own)
 
 
 def to_labelled(example: Example) -> Example:

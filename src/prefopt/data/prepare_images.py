@@ -14,8 +14,9 @@ from .config import DataConfig
 from .example import ENUMERATED, Example
 from .images import check_image
 from .latents import ImageSet, encode_examples
+from .own_captions import look_at_captions
 from .prepare import carried, prompt_key
-from .rule import PROMPT_PAIRS, class_counts, refuse_one_class, with_prompt_pairs
+from .rule import CAPTIONS, PROMPT_PAIRS, class_counts, log, refuse_one_class, with_prompt_pairs
 from .side_notes import SIDE_NOTES
 from .source import read_image_examples
 from .store import enumerate_names
@@ -53,6 +54,7 @@ def prepare_images(
     `needs` as in `prepare_text`. `flip`: training images are mirrored at random. `mixed_sizes`: images of one
     prompt may differ in size. Raises PrefoptError by the rule for rows, before anything is encoded.
     """
+    needs = frozenset(needs)
     read = read_pictures(data, needs)
     train, held_out = read.train, read.eval
     record = read.record | {"images": _sizes(train, model.resolution)}
@@ -62,6 +64,10 @@ def prepare_images(
             f"{_first_mixed(train)}); make them alike, or set denoising.mixed_sizes = resize: each is then resized and "
             "cropped for itself"
         )
+    if CAPTIONS in needs:
+        record["captions"], remarks = look_at_captions(train, model.tokens_read)
+        for remark in remarks:
+            log.warning("%s: %s", ", ".join(data.paths), remark)
     encoded = encode_examples(train, model, flip=flip, progress=progress)
     evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
     return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})

@@ -137,8 +137,10 @@ def rows_in_words(files: dict[str, list[int]], most: int = 8) -> str:
 
 PROMPT_PAIRS = "prompt_pairs"
 """How many pairs of the data have the prompt of this one: counted, not read."""
+CAPTIONS = "captions"
 NO_NOTES = {
-    "pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts", "graded", "common_steps", "ties", PROMPT_PAIRS
+    "pairs", "pairs|label", "pairs|demonstrations", "label", "gold", "prompts", "graded", "common_steps", "ties",
+    PROMPT_PAIRS, CAPTIONS,
 }  # fmt: skip
 """Needs that are no annotation of the same name."""
 

@@ -12,13 +12,14 @@ from prefopt.data.interpret import Interpreter, recognise
 from prefopt.data.readers import read_rows
 from prefopt.data.reversal import swapped
 from prefopt.data.row_fields import Modality
-from prefopt.data.rule import NO_NOTES, Ledger, fit
+from prefopt.data.rule import CAPTIONS, NO_NOTES, Ledger, fit
 from prefopt.data.side_notes import COLUMNS, Widths
 
 KINDS = frozenset(NO_NOTES)
 """What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs
 or anything; prompts alone; a gold answer; graded versions of the responses; equally many steps in all responses of a
-list; ties (pairs with label_probability 1/2 stay); how many pairs a prompt has. Every other need is the name of an
+list; ties (pairs with label_probability 1/2 stay); how many pairs a prompt has; a caption
+of every response. Every other need is the name of an
 annotation."""
 
 
@@ -39,7 +40,10 @@ def read_examples(
     needs = frozenset(needs)
     found = read_rows(paths, split=config.split, subset=config.subset, progress=progress)
     layout, rows = recognise(islice(found, config.limit), config)
-    interpret, widths = Interpreter(layout, config, modality, asked_by_name(needs), "graded" in needs), Widths()
+    interpret = Interpreter(
+        layout, config, modality, asked_by_name(needs), "graded" in needs, CAPTIONS in needs and modality == "image"
+    )
+    widths = Widths()
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):

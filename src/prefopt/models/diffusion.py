@@ -64,6 +64,15 @@ class ImageModel:
         text, _, pooled, _ = encode(**prompts, device=device, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}
 
+    def tokens_read(self, captions: Sequence[str]) -> list[tuple[Any, ...]]:
+        """What the text encoders see of each caption: token ids, cut to their lengths, of all of them."""
+        parts = self.pipeline.components
+        found = []
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            if (words := parts.get(name)) is not None:
+                found.append(words(list(captions), truncation=True, max_length=words.model_max_length)["input_ids"])
+        return [tuple(map(tuple, each)) for each in zip(*found, strict=True)]
+
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation [N, C, h, w] (float32) of the latents' posterior, in the denoiser's units.

@@ -41,6 +41,7 @@ class ImageExample(Protocol):
     std: Tensor  # [k, V, C, H, W]
     held_out: bool  # evaluated only: its caption is never dropped
     condition: Mapping[str, Tensor]  # "text" [L, D], "pooled" [E], "time_ids" [6]
+    captions: Mapping[str, Tensor] | None  # the same [k, ...] of each image's own caption, where that is wanted
     pairs: Sequence[tuple[int, int]]  # (better, worse) indices into the k images
     notes: Mapping[str, Sequence[float]]  # annotations, one per image or one per pair
 
@@ -55,7 +56,7 @@ class ImageBatch:
     sigma: Tensor  # [G] float64
     time: Tensor  # [G] what the network reads
     t: Tensor  # [G] the same as drawn: an index, or s of flow models
-    condition: dict[str, Tensor]  # name -> [G, ...]
+    condition: dict[str, Tensor]  # name -> [G, ...], or [R, ...] where every image has its own caption
     notes: dict[str, Tensor] = field(default_factory=dict)  # "pairs" [P, 2], "group" [R], and the data's own
     drawn: dict[str, Tensor] = field(default_factory=dict)  # [R, ...] what the way of noising draws itself
     apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
@@ -72,6 +73,13 @@ class ImageBatch:
         """Rows of the images that are to be imitated: the better ones of pairs, or all."""
         everything = torch.arange(len(self.latents), device=self.latents.device)
         return self.notes["pairs"][:, 0] if "pairs" in self.notes else everything
+
+    @property
+    def caption(self) -> Tensor:
+        """[R] which row of `condition` an image is denoised under."""
+        shared = len(next(iter(self.condition.values()))) == len(self.t)
+        group = self.notes["group"]
+        return group if shared else torch.arange(len(group), device=group.device)
 
     def to(self, device: torch.device | str) -> ImageBatch:
         def move(x: Tensor) -> Tensor:
@@ -104,6 +112,7 @@ class DenoisingScorer:
     notes           annotations that the data has
     noising         how inputs are noised; by default the forward process
     teacher         the network that such a way asks, where it asks another than the policy
+    own_captions    every image is denoised under its own caption
     further         conditions of the data beside the model's own, with their dropout: an example has them as [choices,
                     ...], of which one is drawn; zeros stand for none, and the reference sees none
     """
@@ -120,6 +129,7 @@ class DenoisingScorer:
         notes: Iterable[str] = (),
         noising: Noising | None = None,
         teacher: nn.Module | None = None,
+        own_captions: bool = False,
         further: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.noising = noising or noising_for({})
@@ -135,7 +145,7 @@ class DenoisingScorer:
         if (teacher is None) != (self.noising.teacher_rate is None):
             raise PrefoptError(f"a teacher is needed where the way of noising asks one: '{self.noising.name}'")
         self.seed, self.reference, self.teacher = seed, reference, teacher
-        self.notes, self.further = set(notes), dict(further)
+        self.notes, self.further, self.own_captions = set(notes), dict(further), own_captions
         self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
@@ -143,7 +153,7 @@ class DenoisingScorer:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
         ways = {f"noising:{name}" for name in NOISINGS} | {f"extras:{way.apart}" for way in NOISINGS.values() if way.apart}
         ways |= {"notes:flow_signal"} if self.schedule.prediction == "flow" else set()
-        ways |= {f"conditions:{name}" for name in self.further}
+        ways |= {f"conditions:{name}" for name in (*self.further, *(["captions"] if self.own_captions else []))}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
 
     def shapes(self, needs: Needs) -> Shapes:
@@ -174,7 +184,7 @@ class DenoisingScorer:
             time=level.time,
             t=t,
             condition={
-                n: torch.stack([g["condition"][n] for g in groups]) for n in (*CONDITIONS[self.kind], *self.further)
+                n: torch.cat([g["condition"][n] for g in groups]) for n in (*CONDITIONS[self.kind], *self.further)
             },
             notes=notes,
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
@@ -193,17 +203,27 @@ class DenoisingScorer:
         mean, std = images.mean[torch.arange(k), view], images.std[torch.arange(k), view]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         drawn = self.noising.draw(latents.shape, self.schedule, generator)
-        self._require(example.condition, f"example {example.index}")
-        condition = dict(self.empty if dropped else example.condition)
+        self._require(example.condition, f"example {example.index}", further=True)
+        condition = self._captions(example, k, dropped)
         for name, rate in self.further.items():
             choices = example.condition[name]
             one = choices[int(torch.randint(len(choices), (), generator=generator))]
             without = bool(torch.rand((), generator=generator) < rate) and not example.held_out
-            condition[name] = torch.zeros_like(one) if without else one
+            said = torch.zeros_like(one) if without else one
+            condition[name] = said.expand(len(condition["text"]), *said.shape)
         return {"t": t, "noise": noise, "latents": latents, "condition": condition, "drawn": drawn}
 
-    def _require(self, condition: Mapping[str, Tensor], where: str) -> None:
-        wanted = CONDITIONS[self.kind] if condition is self.empty else (*CONDITIONS[self.kind], *self.further)
+    def _captions(self, example: ImageExample, k: int, dropped: bool) -> dict[str, Tensor]:
+        """Conditions [1, ...] of the caption, or [k, ...] of the images' own; all of them dropped, or none."""
+        if not self.own_captions:
+            return {n: x[None] for n, x in (self.empty if dropped else example.condition).items()}
+        if example.captions is None or len(example.captions["text"]) != k:
+            raise PrefoptError(f"example {example.index}: {k} images do not have a caption each")
+        self._require(example.captions, f"a caption of example {example.index}")
+        return {n: x.expand(k, *x.shape) for n, x in self.empty.items()} if dropped else dict(example.captions)
+
+    def _require(self, condition: Mapping[str, Tensor], where: str, further: bool = False) -> None:
+        wanted = (*CONDITIONS[self.kind], *(self.further if further else ()))
         missing = [n for n in wanted if n not in condition]
         if missing:
             raise PrefoptError(f"{where}: a {self.kind} model is conditioned on {missing[0]}, which is not there")
@@ -222,7 +242,7 @@ class DenoisingScorer:
         """By row set: the responses, and what the way of noising makes beside them; one forward of each network."""
         group = batch.notes["group"]
         precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-        condition = {n: x[group] for n, x in batch.condition.items()}
+        condition = {n: x[batch.caption] for n, x in batch.condition.items()}
 
         inputs, ask = self._inputs(batch, precise), self._asked(model, condition, precise)
         seen = self.noising(inputs, self.schedule, ask)

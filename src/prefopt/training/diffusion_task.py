@@ -14,6 +14,7 @@ from torch import nn
 from ..config import RunConfig
 from ..data.latents import empty_condition, fingerprint
 from ..data.prepare_images import prepare_images
+from ..data.rule import CAPTIONS
 from ..errors import PrefoptError
 from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
 from ..objectives.method import Method
@@ -61,11 +62,12 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         schedule,
         empty,
         seed=int(config.train.get("data_seed") or config.train.get("seed") or 0),
-        caption_dropout=config.denoising.caption_dropout,
+        caption_dropout=_caption_dropout(config, needs),
         reference=frozen,
         notes=data.record["notes"],
         noising=noising,
         teacher=teacher,
+        own_captions=f"conditions:{CAPTIONS}" in needs,
     )
     record: dict[str, Any] = {
         "data": data.record,
@@ -96,6 +98,12 @@ def dtype_of(config: RunConfig) -> torch.dtype:
     return torch.float32 if config.model.dtype == "auto" else getattr(torch, config.model.dtype)
 
 
+def _caption_dropout(config: RunConfig, needs: Mapping[str, Any]) -> float | None:
+    """As configured; captions of the images' own are kept unless that is asked for."""
+    given = config.denoising.caption_dropout
+    return 0.0 if given is None and f"conditions:{CAPTIONS}" in needs else given
+
+
 def _noising(config: RunConfig, needs: Mapping[str, Mapping[str, Any]]) -> Noising:
     """The method's way, and whether the images of a prompt share their noise."""
     noising = noising_for(needs)
@@ -103,7 +111,7 @@ def _noising(config: RunConfig, needs: Mapping[str, Mapping[str, Any]]) -> Noisi
         return noising
     if type(noising) is not Forward:
         raise PrefoptError(f"denoising.shared_noise has no effect: the method noises images by '{noising.name}'")
-    return ForwardEach()
+    return ForwardEach(force_epsilon=noising.force_epsilon)
 
 
 def _schedule(config: RunConfig, model: ImageModel) -> Schedule:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.grading import Grading
+from ..data.rule import CAPTIONS
 from ..data.side_notes import how_to_give_note
 from ..scoring.base import PREDICTED
 from ..scoring.noising import noising_for
@@ -18,6 +19,8 @@ def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     wanted |= set() if noising_for(needs).reads_images else {"prompts"}
     for key, spec in needs.items():
         kind, _, name = key.partition(":")
+        if key == f"conditions:{CAPTIONS}":
+            wanted.add(CAPTIONS)
         if key == "notes:label_probability" and spec.get("optional"):
             wanted.add("ties")
         if kind != "notes" or name in _MADE or spec.get("optional") or spec.get("fallback"):
@@ -51,6 +54,8 @@ def how_to_give(need: str, kind: str) -> str:
         return _NOTES.get(name) or f"the annotation '{name}': {how_to_give_note(name)}"
     if asked in ("generation", "turns"):
         return _GENERATED[asked]
+    if asked == "conditions" and name == CAPTIONS:
+        return "a caption of every response's own, which only pictures have"
     if asked == "conditions":
         return f"the condition '{name}' of every example, which this model or data does not have ({kind})"
     if asked == "noising":
