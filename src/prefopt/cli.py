@@ -189,6 +189,11 @@ def generate(
     negative: Annotated[
         str | None, typer.Option(help="images: a model whose network is the negative branch of guidance")
     ] = None,
+    user: Annotated[str | None, typer.Option(help="ppd: for whom, NAME or NAME=SHARE,NAME=SHARE")] = None,
+    user_pairs: Annotated[str | None, typer.Option(help="ppd: for whoever chose these few pairs")] = None,
+    prompt_only: Annotated[
+        bool, typer.Option("--prompt-only", help="ppd: the negative branch of guidance does not know the user")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
     """Sample from a model into a file that prefopt's own training reads.
@@ -205,9 +210,12 @@ def generate(
         from .rollout.images import ImageSampling
 
         pictures = ImageSampling(steps, guidance, batch_size or 16)
-        count = generate_images(model, data, output, number, seed, pictures, reward, negative)
-    elif negative is not None:
-        raise PrefoptError(f"--negative guides diffusion models; {model} is a text model")
+        who = {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
+        count = generate_images(model, data, output, number, seed, pictures, reward, negative, **who)
+    elif negative or user or user_pairs or prompt_only:
+        raise PrefoptError(
+            f"--negative, --user, --user-pairs and --prompt-only are for diffusion models; {model} is none"
+        )
     else:
         from .rollout.text import Sampling
 

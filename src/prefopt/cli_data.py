@@ -81,6 +81,33 @@ def scores(
     out.print(f"{record['rows']} rows in {output}, made from what {output.name}.job says", soft_wrap=True)
 
 
+@build_app.command()
+def users(
+    path: Annotated[str, typer.Argument(help="pairs of images with a `user`: file, folder or hub name")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder; given again, an unfinished build goes on")],
+    encoder: Annotated[
+        str, typer.Option(help="vision-language model's folder, module:function, file.py:function, or one-hot")
+    ],
+    overrides: Overrides = None,
+    shots: Annotated[int, typer.Option(min=1, help="pairs behind an embedding")] = 4,
+    draws: Annotated[int, typer.Option(min=1, help="embeddings of each user, each of other pairs")] = 4,
+    layer: Annotated[int | None, typer.Option(min=0, help="whose hidden states; default: the middle one")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="hidden states taken from the end; default: 8")] = None,
+    seed: int = 0,
+) -> None:
+    """Embed users by a few of their own pairs (PPD): a table for data.users. Users with too few pairs are left out."""
+    from .annotation.users import build_users
+
+    made = build_users(
+        data_config(path, overrides), output, encoder, shots=shots, draws=draws, seed=seed, layer=layer, tokens=tokens
+    )
+    left_out = f"; {made['too_few']} with too few pairs left out" if made["too_few"] else ""
+    told = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in made["told_apart"].items())
+    out.print(f"{made['users']} users in {output}, {made['shape'][0]} x {made['shape'][1]} numbers each{left_out}")
+    if told:
+        out.print(f"told apart by their other draws: {told}", soft_wrap=True)
+
+
 def _data_needs(method: str | None) -> set[str]:
     if method is None:
         return set()

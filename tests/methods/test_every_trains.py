@@ -17,6 +17,7 @@ from peft import PeftModel
 from tests.small_models import sentence
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from prefopt import PrefoptError
 from prefopt.config import make
 from prefopt.data.side_notes import GOLD_NOTES, SIDE_NOTES
 from prefopt.methods import load_all
@@ -168,11 +169,17 @@ def test_images(name: str, adapter: bool, image_model: Path, image_pairs: Path, 
     asked = {k.removeprefix("notes:") for k in m.needs()} & set(SIDE_NOTES)
     captions = {f"caption_{side}": f"a {side} one" for side in ("chosen", "rejected")}
     captions = captions if "conditions:captions" in m.needs() else {}
+    who = {"user_embedding": [0.5, 1.0]} if "conditions:user" in m.needs() else {}
+    captions |= who
     if asked or captions:
         given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
         columns = captions | {f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))}
         files = [{s: str(image_pairs.parent / row[s]) for s in ("chosen", "rejected")} for row in given]
         image_pairs = tmp_path / "rows.jsonl"
         image_pairs.write_text("".join(json.dumps(r | f | columns) + "\n" for r, f in zip(given, files, strict=True)))
+    if who and adapter:
+        with pytest.raises(PrefoptError, match="leave the adapter out"):
+            trained(m, tmp_path / "run", image_model, image_pairs, [], adapter)
+        return
     losses = trained(m, tmp_path / "run", image_model, image_pairs, [], adapter)
     assert len(losses) == 2

@@ -62,10 +62,12 @@ def generate_images(
     sampling: ImageSampling,
     reward: str | None,
     negative: str | None = None,
+    **user: Any,
 ) -> int:
     """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was.
 
-    negative: a model whose denoiser is the negative branch of guidance.
+    negative: a model whose denoiser is the negative branch of guidance. user: for whom the pictures are, of a model that
+    knows users (see `open_pipeline`).
     """
     from ..models.opening import open_pipeline
 
@@ -73,8 +75,9 @@ def generate_images(
     scorer = None if reward is None else load_reward(reward)
     output.mkdir(parents=True, exist_ok=True)
     job = {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
-    done = _claimed(output, job | ({} if negative is None else {"negative": negative}))
-    pipeline = open_pipeline(model, negative=negative)
+    special = {k: v for k, v in ({"negative": negative} | user).items() if v}
+    done = _claimed(output, job | special)
+    pipeline = open_pipeline(model, **special)
     chunk = max(1, sampling.batch_size // number)
     for start in range(done, len(prompts), chunk):
         part = prompts[start : start + chunk]
