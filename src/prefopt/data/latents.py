@@ -54,6 +54,7 @@ class ImageSet:
     held_out: bool = False
     blank: tuple[int, ...] = ()  # [C, h, w] of a caption without images: it gets one of zeros
     own_captions: list[list[Path]] | None = None  # example -> image
+    users: Sequence[Tensor] = ()  # [n, p, d] of each example: embeddings of its user, of which one is drawn
     tokens: np.ndarray = field(init=False)  # [n] cost of each example: its number of images
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class ImageSet:
         else:
             mean = std = torch.zeros(1, 1, *self.blank)
         condition, example = read_cached(self.captions[index]) | self.shared, self.examples[index]
+        if self.users:
+            condition["user"] = self.users[index]
         own = None if self.own_captions is None else self._own(self.own_captions[index])
         return EncodedImages(index, mean, std, condition, example.pairs, example.notes, self.held_out, own)
 
@@ -84,6 +87,8 @@ class ImageSet:
         for example, images, caption in zip(self.examples, self.images, self.captions, strict=True):
             names = [caption.name, *(str(v.relative_to(v.parents[1])) for image in images for v in image)]
             digest.update(repr((names, example.pairs, sorted(example.notes.items()))).encode())
+        for draws in self.users:
+            digest.update(draws.contiguous().numpy().tobytes())
         if self.own_captions is not None:
             digest.update(repr([[path.name for path in paths] for paths in self.own_captions]).encode())
         return digest.hexdigest()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import PrefoptError
 from ..models.diffusion import ImageModel
@@ -20,6 +22,7 @@ from .rule import CAPTIONS, PROMPT_PAIRS, class_counts, log, refuse_one_class, w
 from .side_notes import SIDE_NOTES
 from .source import read_image_examples
 from .store import enumerate_names
+from .users import USER, UserTable, users_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Pictures:
     train: list[Example]
     eval: list[Example]
     record: dict[str, Any]
+    users: list[Tensor] = field(default_factory=list)  # [n, p, d] of each example, those of `eval` last
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ def prepare_images(
             log.warning("%s: %s", ", ".join(data.paths), remark)
     encoded = encode_examples(train, model, flip=flip, progress=progress)
     evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
+    if read.users:
+        encoded = replace(encoded, users=read.users[: len(train)])
+        evaluated = evaluated and replace(evaluated, users=read.users[len(train) :])
     return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
 
 
@@ -96,11 +103,17 @@ def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
         labels = Counter(bool(x) for e in train for x in e.notes["label"])
         refuse_one_class(set(labels), data.paths)
         record["labels"] = class_counts(labels)
+    users: list[Tensor] = []
+    if USER in asked:
+        table = None if data.users is None else UserTable.load(data.users)
+        train, users, record["users"] = users_of(train, table)
+        held_out, theirs, _ = users_of(held_out, table) if held_out else (held_out, [], {})
+        users += theirs
     numbered, notes = _numbered([*train, *held_out], asked)
     train, held_out = numbered[: len(train)], numbered[len(train) :]
     record |= {"paths": data.paths, "train": {"examples": len(train)}, "ranges": _ranges(train, asked, data.paths)}
     record |= notes | ({"eval": {"examples": len(held_out)}} if held_out else {})
-    return Pictures(train, held_out, record)
+    return Pictures(train, held_out, record, users)
 
 
 def _numbered(examples: Sequence[Example], asked: frozenset[str]) -> tuple[list[Example], dict[str, Any]]:

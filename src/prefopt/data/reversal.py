@@ -17,7 +17,7 @@ OF_PAIRS = frozenset({"margin", "weight", "label_probability", "annotator", "dom
 
 _NEGATED = ("score", "reward_score")
 KINDS = frozenset({"pairs", "pairs|label", "pairs|demonstrations", "label", "prompts"})
-KNOWN = OF_PAIRS | KINDS | {*_NEGATED, "rank", "win_probability", "scenario"}
+KNOWN = OF_PAIRS | KINDS | {*_NEGATED, "rank", "win_probability", "scenario", "user_embedding|user"}
 
 
 def without_reverse(needs: Iterable[str]) -> list[str]:

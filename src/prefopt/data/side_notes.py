@@ -60,6 +60,11 @@ def how_to_give_note(name: str) -> str:
             "add a column 'phi', a list of numbers in [0, 1] beside the responses, or 'reward_scores', for each response the "
             "scores of all reward models, which vote; prefopt data build scores --add reward_scores=... makes them"
         )
+    if name == "user_embedding|user":
+        return (
+            "add a column 'user' and name in data.users the folder that prefopt data build users makes of the pairs, or a "
+            "column 'user_embedding' (numbers, or a list of lists of them)"
+        )
     made = "source" if name.removeprefix("gold_") in ("source_sums", "source_counts") else name
     verb = f"; prefopt data build scores --add {made + 's' if made == 'source' else made}=... makes them"
     if name in GOLD_NOTES:

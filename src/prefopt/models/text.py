@@ -78,12 +78,16 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
+OF_IMAGES = ("model_index.json", "pytorch_lora_weights.safetensors", "user_branch.safetensors")
+"""A pipeline, a LoRA of one, or a user branch of one: one of these files is in the folder."""
+
+
 def model_kind(path: str) -> Literal["text", "diffusion", "clip"]:
     """What a model folder (or hub name) holds, from its index file alone."""
     place = Path(path).expanduser()
     if place.is_file():
         raise PrefoptError(f"model.path = {path} is a file; give the folder that save_pretrained wrote")
-    if (place / "model_index.json").is_file():
+    if any((place / name).is_file() for name in OF_IMAGES):
         return "diffusion"
     if place.is_dir():
         if not any((place / f).is_file() for f in ("config.json", "adapter_config.json")):

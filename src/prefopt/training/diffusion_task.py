@@ -15,8 +15,10 @@ from ..config import RunConfig
 from ..data.latents import empty_condition, fingerprint
 from ..data.prepare_images import prepare_images
 from ..data.rule import CAPTIONS
+from ..data.users import UserTable
 from ..errors import PrefoptError
 from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
+from ..models.user_branch import insert_user_branch, save_user_branch
 from ..objectives.method import Method
 from ..scoring.denoising import DenoisingScorer
 from ..scoring.moving import Moving
@@ -48,13 +50,17 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         part.to("cpu")
     _tell(data.record)
     identity = fingerprint({"denoiser": model.denoiser})
-    kind = reference_kind(config) if "scores:reference" in needs else None
+    user = needs.get("conditions:user")
+    kind = reference_kind(config, own=user is not None) if "scores:reference" in needs else None
     frozen = frozen_reference(config, model) if kind == "frozen" else None
     noising = _noising(config, needs)
     # float32 whatever the policy is in: the small steps of a running mean would round away
     teacher = None if noising.teacher_rate is None else copy.deepcopy(model.denoiser).float()
-    net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
-    if kind == "adapter_off":
+    if user is None:
+        net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
+    else:
+        net = _with_users(config, model, data.train.users[0].shape[-1], user["how"]["lam"])
+    if kind in ("adapter_off", "user_off"):
         refuse_noise(net)
     with_checkpointing(net)
     scorer: Any = DenoisingScorer(  # of image batches: narrower than the protocol says
@@ -67,6 +73,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         notes=data.record["notes"],
         noising=noising,
         teacher=teacher,
+        further={} if user is None else {"user": user["how"].get("dropout", 0.0)},
         own_captions=f"conditions:{CAPTIONS}" in needs,
     )
     record: dict[str, Any] = {
@@ -85,7 +92,12 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
 
     def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
         trained.to("cpu")
-        save_image_model(model, folder)
+        if user is None:
+            save_image_model(model, folder)
+        else:
+            save_user_branch(model.denoiser, folder, user["how"]["lam"])
+            if config.data.users is not None:
+                UserTable.load(config.data.users).save(folder)
 
     moving = {} if frozen is None else following(config.reference, frozen, net)
     if teacher is not None and noising.teacher_rate is not None:
@@ -127,8 +139,22 @@ def _schedule(config: RunConfig, model: ImageModel) -> Schedule:
     return drawn.limited(config.denoising.timesteps)
 
 
-def reference_kind(config: RunConfig) -> str:
-    """adapter_off or frozen. Raises PrefoptError for what images do not have."""
+def _with_users(config: RunConfig, model: ImageModel, width: int, lam: float) -> nn.Module:
+    """The denoiser with a user branch, which alone is trained."""
+    if config.model.adapter is not None:
+        raise PrefoptError(
+            "model.adapter: with a user branch the backbone stays frozen, for without the user it is the reference; leave "
+            "the adapter out"
+        )
+    insert_user_branch(model.denoiser, width, lam=lam, seed=int(config.train.get("seed") or 0))
+    return model.denoiser
+
+
+def reference_kind(config: RunConfig, own: bool = False) -> str:
+    """adapter_off, frozen, or user_off. Raises PrefoptError for what images do not have.
+
+    own: a branch beside the backbone is trained, so that without what it reads the network is the start.
+    """
     kind = kind_of_reference(config.reference)
     if kind == "store":
         raise PrefoptError(
@@ -138,6 +164,8 @@ def reference_kind(config: RunConfig) -> str:
         raise PrefoptError(
             "reference.kind = adapter_off needs model.adapter, and no reference.path; take frozen, or auto"
         )
+    if kind == "auto" and own and config.reference.path is None:
+        return "user_off"
     if kind == "auto":
         return "frozen" if config.model.adapter is None or config.reference.path is not None else "adapter_off"
     return kind

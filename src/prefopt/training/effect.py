@@ -75,6 +75,8 @@ def _data(config: RunConfig, method: Method, kind: str) -> Idle:
     for key in ("pairing", "chosen_rank", "objective", "soft_labels"):
         if key in given and not ordered:
             yield f"data.{key}", f"{method.name} makes no pairs"
+    if data.users is not None and "conditions:user" not in method.needs():
+        yield "data.users", f"{method.name} does not read who chose"
     if data.swap_preferences and (others := without_reverse(needs)):
         yield "data.swap_preferences", f"nobody can say what the reverse of '{others[0]}' is, which {method.name} reads"
     elif data.swap_preferences and not ordered and not needs & {"score", "rank", "reward_score", "win_probability"}:

@@ -8,6 +8,7 @@ from typing import Any
 from ..data.grading import Grading
 from ..data.rule import CAPTIONS
 from ..data.side_notes import how_to_give_note
+from ..data.users import USER
 from ..scoring.base import PREDICTED
 from ..scoring.noising import noising_for
 
@@ -16,6 +17,7 @@ def data_needs(needs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """What the data has to hold, in the words of the data package."""
     wanted = {"gold"} if "extras:gold" in needs else set()
     wanted |= {"graded"} if "features:graded_features" in needs else set()
+    wanted |= {USER} if "conditions:user" in needs else set()
     wanted |= set() if noising_for(needs).reads_images else {"prompts"}
     for key, spec in needs.items():
         kind, _, name = key.partition(":")
