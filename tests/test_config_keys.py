@@ -269,6 +269,19 @@ def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any], count
     )
 
 
+@table("denoising.bank")
+def test_bank(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    from prefopt.scoring.base import Draw
+    from prefopt.training.diffusion_task import diffusion_task
+
+    for bank, same in ((None, False), (2, True)):
+        task = diffusion_task(
+            run_config(image_model, image_pairs, tmp_path, denoising={"bank": bank}), get_method("dpo")
+        )
+        first, third = (task.scorer.collate([Draw(task.train[0], epoch)]) for epoch in (0, 2))
+        assert torch.equal(first.noise, third.noise) is same
+
+
 @table("denoising.mixed_sizes")
 def test_mixed_sizes(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     from PIL import Image

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .data.config import DataConfig
 from .errors import PrefoptError
-from .objectives.hyper import Fraction, Positive
+from .objectives.hyper import Positive
 from .train_keys import WITHOUT_EFFECT, check_train_value, train_types
 
 
@@ -85,8 +85,10 @@ class DenoisingConfig(Section):
     """Diffusion only."""
 
     resolution: int | None = Field(None, ge=8, description="of the training images; None: the model's own")
-    caption_dropout: Fraction | None = Field(
+    caption_dropout: float | None = Field(
         None,
+        ge=0,
+        le=1,
         description="share of pairs whose caption is emptied, so guidance keeps working; None: 0.2, or what the method's "
         "way of noising has",
     )
@@ -97,6 +99,12 @@ class DenoisingConfig(Section):
         "all", description="turbo: the four of a distilled model, and a schedule that ends in pure noise; refiner: 0 .. 199"
     )
     shared_noise: bool = Field(True, description="false: chosen and rejected are noised each by its own draw (an ablation)")
+    bank: int | None = Field(
+        None,
+        ge=1,
+        description="so many draws of time and noise for each example, used over and over; the reference's errors on them "
+        "are computed once and kept on disk",
+    )
     mixed_sizes: Literal["refuse", "resize"] = Field(
         "refuse", description="images of differing size for one prompt; resize: each is resized and cropped for itself"
     )

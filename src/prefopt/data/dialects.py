@@ -19,21 +19,25 @@ def pickapic(f: Fields) -> Draft:
     if f.has("has_label") and not fields.boolean(f.get("has_label"), "has_label"):
         raise TeachesNothing("a row without a label")
     images = f.answers("jpg_0", "jpg_1")
-    first = fields.probability(f.need("label_0"), "label_0")
-    better = 0 if first >= 0.5 else 1
-    return Draft(f.text("caption"), images, [(better, 1 - better)], {"label_probability": [max(first, 1 - first)]})
+    label, better = _first_wins(f)
+    return Draft(f.text("caption"), images, [(better, 1 - better)], {"label_probability": [max(label, 1 - label)]})
 
 
 @layout("double_captions", "jpg_0", "jpg_1", "label_0", "caption_0", "caption_1", when=lambda v: "caption" not in v)
 def double_captions(f: Fields) -> Draft:
     """{"jpg_0": image, "jpg_1": image, "label_0": 0, 0.5 or 1, "caption_0": "...", "caption_1": "..."}"""
     images = f.answers("jpg_0", "jpg_1")
+    label, better = _first_wins(f)
+    said = f.text("prompt") if f.has("prompt") else f.text(f"caption_{better}")  # a prompt is what groups rows
+    return Draft(said, images, [(better, 1 - better)], {"label_probability": [max(label, 1 - label)]})
+
+
+def _first_wins(f: Fields) -> tuple[float, int]:
+    """The label of the first image, and which image is the better one."""
     label = fields.number(f.need("label_0"), "label_0")
     if label not in (0, 0.5, 1):
         raise Unreadable(f"'label_0' is {label:g}, expected 0, 0.5 (a tie) or 1")
-    better = 0 if label >= 0.5 else 1
-    said = f.text("prompt") if f.has("prompt") else f.text(f"caption_{better}")  # a prompt is what groups rows
-    return Draft(said, images, [(better, 1 - better)], {"label_probability": [max(label, 1 - label)]})
+    return label, 0 if label >= 0.5 else 1
 
 
 @layout("ultrafeedback", "instruction", "completions", when=lambda v: _are_objects(v["completions"], "response"))

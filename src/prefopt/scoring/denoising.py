@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
+from .bank import Bank
 from .base import Draw, Needs, Scored, Shapes
 from .conditioning import CONDITIONS, Kind, predict
 from .modes import inference
@@ -61,6 +63,7 @@ class ImageBatch:
     drawn: dict[str, Tensor] = field(default_factory=dict)  # [R, ...] what the way of noising draws itself
     apart: dict[str, ImageBatch] = field(default_factory=dict)  # "mismatched": other images under these captions (KTO)
     beside: str = ""  # further rows that the way of noising makes, one for each image to be imitated
+    keys: Tensor | None = None  # [R] under which a bank keeps the reference's scores; on the CPU
     filler: bool = False
 
     @property
@@ -112,6 +115,7 @@ class DenoisingScorer:
     notes           annotations that the data has
     noising         how inputs are noised; by default the forward process
     teacher         the network that such a way asks, where it asks another than the policy
+    bank            of fixed draws, where the reference's scores on them are kept
     own_captions    every image is denoised under its own caption
     further         conditions of the data beside the model's own, with their dropout: an example has them as [choices,
                     ...], of which one is drawn; zeros stand for none, and the reference sees none
@@ -129,6 +133,7 @@ class DenoisingScorer:
         notes: Iterable[str] = (),
         noising: Noising | None = None,
         teacher: nn.Module | None = None,
+        bank: Bank | None = None,
         own_captions: bool = False,
         further: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
@@ -146,6 +151,9 @@ class DenoisingScorer:
             raise PrefoptError(f"a teacher is needed where the way of noising asks one: '{self.noising.name}'")
         self.seed, self.reference, self.teacher = seed, reference, teacher
         self.notes, self.further, self.own_captions = set(notes), dict(further), own_captions
+        self.bank = bank
+        if bank is not None and not self.noising.fixed:
+            raise PrefoptError(f"there is no bank of fixed draws: '{self.noising.name}' depends on the policy of the moment")
         self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
@@ -187,13 +195,15 @@ class DenoisingScorer:
                 n: torch.cat([g["condition"][n] for g in groups]) for n in (*CONDITIONS[self.kind], *self.further)
             },
             notes=notes,
+            keys=self._keys(groups),
             drawn={n: torch.cat([g["drawn"][n] for g in groups]) for n in groups[0]["drawn"]},
             beside=self.noising.apart,
         )
 
     def _group(self, draw: Draw, images: ImageExample) -> dict[str, Any]:
         example: ImageExample = draw.example
-        seeds = np.random.SeedSequence((self.seed, draw.epoch, example.index)).generate_state(1, np.uint64)
+        epoch = draw.epoch if self.bank is None else draw.epoch % self.bank.draws
+        seeds = np.random.SeedSequence((self.seed, epoch, example.index)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(seeds[0]))
         t = self.schedule.draw(generator)
         dropped = bool(torch.rand((), generator=generator) < self.caption_dropout) and not example.held_out
@@ -221,6 +231,12 @@ class DenoisingScorer:
             raise PrefoptError(f"example {example.index}: {k} images do not have a caption each")
         self._require(example.captions, f"a caption of example {example.index}")
         return {n: x.expand(k, *x.shape) for n, x in self.empty.items()} if dropped else dict(example.captions)
+
+    def _keys(self, groups: Sequence[Mapping[str, Any]]) -> Tensor | None:
+        if self.bank is None:
+            return None
+        drawn = [((g["latents"], g["noise"], g["t"]), g["condition"], len(g["latents"])) for g in groups]
+        return torch.tensor([key for parts in drawn for key in self.bank.keys(*parts)])
 
     def _require(self, condition: Mapping[str, Tensor], where: str, further: bool = False) -> None:
         wanted = (*CONDITIONS[self.kind], *(self.further if further else ()))
@@ -263,7 +279,7 @@ class DenoisingScorer:
         scores = {}
         if "scores:reference" in needs:
             with torch.no_grad():
-                scores["reference"] = self._by_reference(model, errors, condition)
+                scores["reference"] = self._kept(batch, partial(self._by_reference, model, errors, condition), precise)
         if "scores:policy" in needs:
             scores["policy"] = errors(model, condition)
         parts = dict(zip(sizes, torch.arange(sum(sizes.values()), device=group.device).split([*sizes.values()]), strict=True))
@@ -290,6 +306,14 @@ class DenoisingScorer:
         level = Level(batch.signal.to(dtype)[group], batch.sigma.to(dtype)[group], batch.time[group])
         shared = noise[group] if self.noising.shared else noise
         return Inputs(batch.latents.to(dtype), shared, level, batch.t[group], batch.drawn)
+
+    def _kept(self, batch: ImageBatch, compute: Callable[[], Scores], dtype: torch.dtype) -> Scores:
+        """The reference's scores, out of the bank where there is one."""
+        if self.bank is None or batch.keys is None:
+            return compute()
+        values = self.bank.scores(batch.keys, lambda: compute().values[:, 0])
+        values = values.to(batch.latents.device, dtype)[:, None]
+        return Scores(values, torch.full_like(values, float(batch.latents[0].numel())))
 
     def _by_reference(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..errors import PrefoptError
 from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
 from ..models.user_branch import insert_user_branch, save_user_branch
 from ..objectives.method import Method
+from ..scoring.bank import Bank
 from ..scoring.denoising import DenoisingScorer
 from ..scoring.moving import Moving
 from ..scoring.noising import Forward, Noising, noising_for
@@ -39,7 +41,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     if (way := generation_of(needs)) is not None:
         return way.load()(config, method)
     model = load_image_model(config.model.path, dtype=dtype_of(config), resolution=config.denoising.resolution)
-    schedule = _schedule(config, model)
+    schedule, noising = _schedule(config, model), _noising(config, needs)
+    noising.check(schedule)
     if torch.cuda.is_available():
         model.pipeline.to("cuda")  # encoding is faster there; the trainer moves the denoiser itself
     look = config.denoising
@@ -53,7 +56,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     user = needs.get("conditions:user")
     kind = reference_kind(config, own=user is not None) if "scores:reference" in needs else None
     frozen = frozen_reference(config, model) if kind == "frozen" else None
-    noising = _noising(config, needs)
+    own = config.reference.path is None
+    reference = None if kind is None else identity if own else fingerprint({"denoiser": frozen})  # type: ignore[dict-item]
     # float32 whatever the policy is in: the small steps of a running mean would round away
     teacher = None if noising.teacher_rate is None else copy.deepcopy(model.denoiser).float()
     if user is None:
@@ -74,6 +78,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         noising=noising,
         teacher=teacher,
         further={} if user is None else {"user": user["how"].get("dropout", 0.0)},
+        bank=_bank(config, reference, schedule, noising),
         own_captions=f"conditions:{CAPTIONS}" in needs,
     )
     record: dict[str, Any] = {
@@ -87,8 +92,7 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         "reference_is_start": kind is not None and config.reference.path is None,
     }
     if kind is not None:
-        other = identity if config.reference.path is None else fingerprint({"denoiser": frozen})  # type: ignore[dict-item]
-        record["reference"] = {"kind": kind, "identity": other}
+        record["reference"] = {"kind": kind, "identity": reference}
 
     def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
         trained.to("cpu")
@@ -124,6 +128,21 @@ def _noising(config: RunConfig, needs: Mapping[str, Mapping[str, Any]]) -> Noisi
     if type(noising) is not Forward:
         raise PrefoptError(f"denoising.shared_noise has no effect: the method noises images by '{noising.name}'")
     return ForwardEach(force_epsilon=noising.force_epsilon)
+
+
+def _bank(config: RunConfig, reference: str | None, schedule: Schedule, noising: Noising) -> Bank | None:
+    """The bank of fixed draws that is asked for. Raises PrefoptError where no reference's errors stay what they are."""
+    draws = config.denoising.bank
+    if draws is None:
+        return None
+    if reference is None:
+        raise PrefoptError("denoising.bank has no effect: the method has no reference whose errors could be kept")
+    if config.reference.moves:
+        raise PrefoptError("denoising.bank keeps the errors of one reference, and this one follows the policy")
+    levels = b"" if schedule.alphas_cumprod is None else schedule.alphas_cumprod.numpy().tobytes()
+    computed = [config.train.get(name) for name in ("bf16", "fp16", "tf32")]
+    how = [schedule.prediction, hashlib.sha256(levels).hexdigest(), noising.name, config.model.dtype, *computed]
+    return Bank(draws, " ".join(map(str, [reference, *how])))
 
 
 def _schedule(config: RunConfig, model: ImageModel) -> Schedule:

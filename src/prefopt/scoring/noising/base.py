@@ -55,6 +55,7 @@ class Noising:
     name: ClassVar[str]
     flows: ClassVar[bool] = True  # does it have a meaning for flow models?
     shared: ClassVar[bool] = True  # is one noise drawn for a group, or one for each image?
+    fixed: ClassVar[bool] = False  # does what is seen depend on what was drawn alone, and on no network?
     apart: ClassVar[str] = ""  # the name of further rows, with gradient, that it makes (`beside`)
     caption_dropout: ClassVar[float] = 0.2  # where the configuration says nothing
 

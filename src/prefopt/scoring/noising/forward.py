@@ -15,6 +15,7 @@ class Forward(Noising):
     """z_t = signal * z_0 + sigma * eps, with one noise for all images of a caption."""
 
     name: ClassVar[str] = "forward"
+    fixed: ClassVar[bool] = True
     force_epsilon: bool = False  # the goal is the noise whatever the network predicts (2502.06023's code)
 
     def __call__(self, x: Inputs, schedule: Schedule, policy: Network) -> Noised:
