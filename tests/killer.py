@@ -36,7 +36,8 @@ def main() -> None:
     import prefopt.rollout.samples
     import prefopt.training.diffusion_task
     import prefopt.training.run
-    import prefopt.training.text_task  # noqa: F401
+    import prefopt.training.text_task
+    import prefopt.training.transition_task  # noqa: F401
 
     with open(sys.argv[1]) as f:
         jobs = json.load(f)

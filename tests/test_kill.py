@@ -41,7 +41,18 @@ def tide(r: Responses, *, beta: Positive = 0.5, decay: Positive = 0.7) -> Loss:
     return loss.replace(updates={"level": Update(seen.abs().sum() + 1, seen.new_full((), seen.numel()), moved)})
 '''
 WARM = "def warm(images, prompts):\n    return (images[:, 0] - images[:, 2]).mean((1, 2))\n"
-REWARD = "def short(prompts, responses):\n    return [len(set(r)) - 0.1 * len(r) for r in responses]\n"
+REWARD = """
+def short(prompts, responses):
+    return [len(set(r)) - 0.1 * len(r) for r in responses]
+
+
+def bright(prompts, images):
+    return [sum(image.convert("L").tobytes()) for image in images]
+
+
+def judge(images, prompts, timesteps):
+    return 100 * images.mean((1, 2, 3))
+"""
 WORDS = ["a great film", "a dull one", "the plot"]
 COMMON = "train.learning_rate=1e-2 train.logging_steps=1 train.disable_tqdm=true train.save_steps=2"
 KINDS = {
@@ -63,6 +74,13 @@ KINDS = {
     "train.per_device_train_batch_size=4 train.max_steps=8",
     "turns": "train diff-instruct-star -m {image} -d {images} -o {out} rollout.reward={warm} method.alpha_rew=5 "
     "method.assistant_steps=2 method.ema=0.5 train.per_device_train_batch_size=4 train.max_steps=9",
+    "rounds": "train d3po -m {image} -d {images} -o {out} rollout.reward={bright} method.steps=4 method.guidance=2 "
+    "rollout.prompts_per_round=4 rollout.batch_size=2 train.per_device_train_batch_size=8 model.adapter.r=2",
+    "pools": "train spo-step -m {image} -d {images} -o {out} rollout.reward={judge} method.steps=5 method.guidance=1 "
+    "method.divert_start_step=1 method.threshold=0 rollout.prompts_per_round=4 rollout.batch_size=2 "
+    "train.per_device_train_batch_size=8",
+    "own path": "train diffusion-dro -m {image} -d {images} -o {out} method.steps=4 method.refresh=3 "
+    "train.per_device_train_batch_size=2 train.num_train_epochs=2",
 }  # fmt: skip
 
 
@@ -77,8 +95,9 @@ class Chain:
         ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
-        image = kind in ("diffusion", "turns")
+        image = kind in ("diffusion", "turns", "rounds", "pools", "own path")
         self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short", "warm": f"{tmp / 'warm.py'}:warm"}
+        self.names |= {name: f"{tmp / 'taste.py'}:{name}" for name in ("bright", "judge")}
         self.names["lists"] = tmp / "lists.jsonl"
         self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
         self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
