@@ -135,3 +135,15 @@ def test_bad_settings_are_refused(hyper, says):
 def test_an_empty_response_is_refused():
     with pytest.raises(PrefoptError, match="response 1 has no position"):
         Responses.of(-torch.rand(2, 2), mask=torch.tensor([[1, 1], [0, 0]]), pairs="halves")
+
+
+def test_terms_are_means_over_what_the_data_holds():
+    """Over pairs where there are pairs (so that weights of pairs reach them), else over the responses of each kind."""
+    b = ragged(0)
+    paired = get_method("asft")(b.responses()).terms
+    assert {k: (t.over, int(t.count)) for k, t in paired.items()} == dict.fromkeys(paired, ("pairs", len(b.pairs)))
+    alone = ragged(0, pairs=False)
+    good = int(alone.notes["label"].sum())
+    terms = get_method("asft")(alone.responses()).terms
+    counts = {"align_chosen": good, "align_rejected": len(alone.notes["label"]) - good, "sft": good}
+    assert {k: (t.over, int(t.count)) for k, t in terms.items()} == {k: ("responses", n) for k, n in counts.items()}

@@ -171,3 +171,30 @@ def test_bad_settings_are_refused(hyper, says):
 def test_it_needs_a_reference():
     with pytest.raises(PrefoptError, match="Give `reference_logps`"):
         get_method("f-dpo", divergence="jsd")(Responses.of(torch.zeros(2, 3), pairs="halves"))
+
+
+def test_the_default_is_dpo():
+    assert get_method("f-dpo").record() == {"name": "f-dpo", "beta": 0.1, "divergence": "reverse_kl", "alpha": None}
+
+
+@pytest.mark.parametrize(
+    ("hyper", "power"),
+    [({"divergence": "forward_kl"}, 1.0), ({"divergence": "alpha_divergence", "alpha": 0.25}, 0.25)],
+    ids=["forward_kl", "alpha"],
+)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 700.0), (torch.float32, 80.0)])
+def test_a_side_is_clamped_just_where_its_exponent_passes_the_cap(hyper, power, dtype, most):
+    """Each side by itself; up to the cap the reward is exact, and its slope is there."""
+    for side, beyond in ((0, True), (1, True), (0, False), (1, False)):
+        R = torch.zeros(2, dtype=dtype)
+        R[side] = -(most + (1 if beyond else -1)) / power
+        R = R.requires_grad_()
+        loss = get_method("f-dpo", **hyper)(Responses.of(R, torch.zeros(2, dtype=dtype), pairs="halves"))
+        told = {k: int(v) for k, v in loss.health.items()}
+        assert told == {"clamped_chosen": int(beyond and side == 0), "clamped_rejected": int(beyond and side == 1)}
+        reward = loss.rewards[side][0]
+        slope = torch.autograd.grad(reward, R)[0][side]
+        assert (slope == 0) == beyond
+        if not beyond:
+            exact = -0.1 * math.exp(most - 1) / (1 if power == 1.0 else power)
+            assert reward.item() == pytest.approx(exact, rel=1e-3 if dtype == torch.float32 else 1e-9)

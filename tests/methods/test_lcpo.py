@@ -206,6 +206,7 @@ def test_it_wraps_itself_with_states_apart():
         ({"annotators": 2.0}, "whole number of at least 1"),
         ({"base": "kto"}, "needs a loss over pairs; the terms of the wrapped method are value"),
         ({"base": "sft"}, "needs a loss over pairs"),
+        ({"base": "apo-zero", "cpo_nll": "outside"}, "the base compares nothing, so cpo_nll = outside leaves nothing"),
         ({"base": {"name": "dpo", "beta": -1.0}}, "dpo.beta = -1.0: must be in"),
         ({"link": "jsd"}, "lcpo wraps another method; give it to that one"),
     ],
@@ -230,3 +231,59 @@ def test_a_number_of_annotators_comes_from_the_data():
     assert counted.hyper["base"].hyper["annotators"] == 4
     assert m.counted({}).hyper["annotators"] is None
     assert get_method("lcpo", annotators=2).counted({"annotator": 4}).hyper["annotators"] == 2
+
+
+def test_defaults_are_the_papers():
+    found = get_method("lcpo").record()
+    base = found.pop("base")
+    assert found == {"name": "lcpo", "eta_0": 0.9, "ema": 0.1, "annotators": None, "cpo_nll": "inside"}
+    assert base["name"] == "dpo"
+
+
+def test_pairs_that_the_base_leaves_out_teach_nobody():
+    """ODPO leaves out pairs that are not scored higher: neither the loss nor the reliabilities hear of them."""
+    b = ragged(3)
+    scores = torch.zeros(len(b.mask), dtype=torch.float64)
+    for w, _ in b.pairs[:2]:
+        scores[w] = 2.0
+    r = annotated(b, 1).replace(notes={**b.responses().notes, "score": scores, "annotator": torch.zeros(4).long()})
+    base = get_method("odpo", alpha=0.0)
+    kept = base(r).terms["preference"].keep
+    assert kept is not None
+    assert 0 < int(kept.sum()) < len(b.pairs)
+    m = get_method("lcpo", base={"name": "odpo", "alpha": 0.0}, annotators=2)
+    loss = m(m.init(r))
+    assert loss.terms["preference"].count == kept.sum()
+    assert (loss.terms["preference"].values != 0).tolist() == kept.tolist()
+    update = loss.updates["eta"]
+    assert update.count.tolist() == [int(kept.sum()), 0]
+    torch.testing.assert_close(update.sum[0], loss.metrics["weights"][kept].sum())
+
+
+def test_what_is_told_of_each_pair():
+    """Reliability is that of the pair's own annotator; one as good as a coin counts as unreliable."""
+    r = annotated(ragged(1), 2).replace(states={"eta": torch.tensor([0.5, 0.8], dtype=torch.float64)})
+    loss = get_method("lcpo", annotators=2)(r)
+    assert loss.metrics["reliability"].tolist() == [0.5, 0.8, 0.5, 0.8]
+    assert loss.health["unreliable_annotators"] == 1
+
+
+def test_what_the_base_tells_is_told_too():
+    """Its metrics, its health and its exports beside LCPO's own; the exported logit is that of the written label."""
+    b = ragged(2)
+    scores = {"score": torch.arange(7.0, dtype=torch.float64)}
+    r = annotated(b, 2).replace(notes={**b.responses().notes, **scores, "annotator": torch.arange(4) % 2})
+    base = {"name": "odpo", "alpha": 0.1}
+    inner, loss = get_method(**base)(r), get_method("lcpo", base=base, annotators=2)(r)
+    assert loss.health["not_higher"] == inner.health["not_higher"] > 0
+    metrics = get_method("lcpo", base="tdpo", annotators=2)(
+        r.replace(scores=dict(r.scores) | {"token_kl": -r.reference})
+    )
+    assert {"seq_kl/chosen", "weights", "induced_logit", "reliability"} <= metrics.metrics.keys()
+    nested = get_method("lcpo", base={"name": "lcpo", "annotators": 2}, annotators=2)
+    told = nested(nested.init(r)).exports
+    assert {"weight", "base/weight", "base/induced_logit"} <= told.keys()
+    torch.testing.assert_close(loss.exports["induced_logit"], loss.metrics["induced_logit"].detach())
+    plain = get_method("lcpo", annotators=2)(r)
+    sides = [(total(ratios(b, w)) - total(ratios(b, l))).item() * 0.1 for w, l in b.pairs]
+    assert plain.exports["induced_logit"].tolist() == pytest.approx(sides)

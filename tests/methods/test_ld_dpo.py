@@ -11,6 +11,7 @@ from ragged import Ragged, ragged
 from torch import Tensor
 
 from prefopt import PrefoptError, Responses, get_method
+from prefopt.objectives.method import family
 
 
 def weights(b: Ragged, row: int, partner: int, alpha: float, cut: bool) -> list[float]:
@@ -118,3 +119,24 @@ def test_ln_dpo_refuses_a_second_length_rule_that_changes_nothing():
         get_method("ln-dpo", length="mean")
     with pytest.raises(PrefoptError, match="no hyperparameter 'ld_alpha'"):
         get_method("ln-dpo", ld_alpha=0.5)
+
+
+def test_defaults_are_the_papers():
+    """alpha 0.5 of the policy only (eq. 11); beta 2 for a mean per token; both stand under length bias in the survey."""
+    assert get_method("ld-dpo").record() == {
+        "name": "ld-dpo", "beta": 0.1, "ld_alpha": 0.5, "reference": "policy_only", "side": "both",
+    }  # fmt: skip
+    assert get_method("ln-dpo").record() == {"name": "ln-dpo", "beta": 2.0}
+    for name in ("ld-dpo", "ln-dpo"):
+        assert (family(name).tags, family(name).surveyed) == (("length_bias",), True)
+
+
+@pytest.mark.parametrize("side", ["both", "chosen", "rejected"])
+def test_no_signal_is_counted_only_where_both_sides_lose_their_tails(side):
+    """With one side whole, its tail still teaches."""
+    x = torch.tensor([[-1.0, -2.0, -0.5], [-1.0, -2.0, -9.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    r = Responses.of(x, 0.5 * x, mask=mask, pairs="halves")
+    health = get_method("ld-dpo", ld_alpha=0.0, side=side)(r).health
+    assert health == ({"no_signal": 1} if side == "both" else {})
+    assert not get_method("ld-dpo", ld_alpha=0.3, side=side)(r).health

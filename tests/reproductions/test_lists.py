@@ -5,7 +5,7 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from prefopt.reproductions import curry_dpo, triple_tpo
+from prefopt.reproductions import curry_dpo, tree_tpo, triple_tpo
 from prefopt.reproductions.small import bench_at
 from prefopt.worlds.formatted import make as formatted_make
 from prefopt.worlds.rated import make as rated_make
@@ -51,3 +51,28 @@ def test_a_seed_of_curry_dpo(tiny, tmp_path, monkeypatch):
     assert found["curry-0.1"] != found["fixed-0.1"] != found["reversed-0.1"]
     assert curry_dpo.best(found, "curry") == max(found["curry-0.1"]["reward"], found["curry-0.2"]["reward"])
     assert isinstance(curry_dpo.plot([found]), Figure)
+
+
+def test_a_seed_of_tree_tpo(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_tpo, "WORLD", {"lists": 24, "heldout": 10, "demonstrations": 24, "fitted": 10})
+    monkeypatch.setattr(tree_tpo, "TRAIN", tree_tpo.TRAIN | {"max_steps": 60})
+    few = ("dpo-0.1", "pairwise", "lambda", "adaptive")
+    monkeypatch.setattr(tree_tpo, "RUNS", {k: tree_tpo.RUNS[k] for k in few})
+    found = tree_tpo.run(bench_at(tmp_path, 1))
+    assert set(found) == {"start", *few, "rise"}
+    assert all(math.isfinite(x) for name in ("start", *few) for x in found[name].values())
+    assert found["start"]["tau"] == 0
+    assert all(-1 <= found[name]["tau"] <= 1 for name in few)
+    assert found["pairwise"] != found["lambda"] != found["adaptive"]
+    assert isinstance(tree_tpo.plot([found]), Figure)
+    assert all(math.isfinite(d.of(found)) for d in tree_tpo.REPRODUCTION.demands)
+
+
+def test_kendall_counts_pairs_of_different_value():
+    assert tree_tpo.kendall([3.0, 2.0, 1.0], [1.0, 0.5, 0.0]) == 1
+    assert tree_tpo.kendall([1.0, 2.0, 3.0], [1.0, 0.5, 0.0]) == -1
+    assert tree_tpo.kendall([3.0, 1.0, 2.0], [1.0, 0.5, 0.0]) == pytest.approx(1 / 3)
+    assert tree_tpo.kendall([3.0, 9.0, 1.0], [1.0, 1.0, 0.0]) == 1  # equals are no pair
+    assert tree_tpo.kendall([0.0, 0.0], [1.0, 0.0]) == 0
+    m = {"dpo-0.1": {"tau": 0.2}, "dpo-0.5": {"tau": 0.7}, "dpo-1": {"tau": 0.1}, "dpo-2": {"tau": 0.3}}
+    assert tree_tpo.best_dpo(m, "tau") == 0.7
