@@ -217,3 +217,14 @@ def test_steps_of_a_recipe_are_counted_over_its_parts(tmp_path: Path, text_model
     with (tmp_path / "out" / "results.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert row["steps"] == "4"  # two of the model that guides, two of its own
+
+
+def test_what_another_version_began_is_begun_anew(tmp_path: Path, text_model: Path, pairs_file: Path) -> None:
+    study = make_study(content(tmp_path, text_model, pairs_file, methods=["simpo"]))
+    (run,) = plan(study)
+    left = tmp_path / "out" / "runs" / run.name / "run"
+    left.mkdir(parents=True)
+    (left / "config.yaml").write_text("method: {name: simpo, a_key_of_old: 1}\n")
+    measure_start(study, run)
+    do_run(study, run)
+    assert json.loads((left.parent / "result.json").read_text())["status"] == "finished"

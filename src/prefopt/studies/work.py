@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import traceback
@@ -20,6 +21,7 @@ from .config import StudyConfig
 from .measure import Yardstick, read_start
 from .plan import PlannedRun
 
+log = logging.getLogger("prefopt")
 MOST_TEXT = 4000  # characters of a failure's message that are kept
 
 
@@ -58,7 +60,7 @@ def do_run(study: StudyConfig, run: PlannedRun) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     try:
-        found = _finished(study, run, folder)
+        found = _gone_on(study, run, folder)
     except NotFinite as e:
         found = {"status": "diverged", "error": str(e)[:MOST_TEXT]}
     except PrefoptError as e:
@@ -88,6 +90,22 @@ def tidy(study: StudyConfig, folder: Path) -> None:
         if (trained / name).exists():
             shutil.copy(trained / name, folder / name)
     shutil.rmtree(trained, ignore_errors=True)
+
+
+def _gone_on(study: StudyConfig, run: PlannedRun, folder: Path) -> dict[str, Any]:
+    """The run from where it was stopped; from its beginning, if what was left of it cannot be gone on with (another
+    version of the library may have begun it, with other keys)."""
+    left = (folder / "run").exists()
+    try:
+        return _finished(study, run, folder)
+    except NotFinite:
+        raise
+    except PrefoptError as e:
+        if not left:
+            raise
+        log.warning("begun anew: %s", e)
+        shutil.rmtree(folder / "run")
+        return _finished(study, run, folder)
 
 
 def _finished(study: StudyConfig, run: PlannedRun, folder: Path) -> dict[str, Any]:
