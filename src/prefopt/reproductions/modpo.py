@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import modpo_front
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 
@@ -18,8 +19,10 @@ WEIGHTS = (0.2, 0.5, 0.8)
 
 
 def run(bench: Bench) -> Measurements:
-    """A prompt with 32 responses, two conflicting rewards; every weighting trained to convergence."""
-    return {f"w-{w:g}": bench.once(f"w-{w:g}", partial(weighting, bench.seed, w)) for w in WEIGHTS}
+    """A prompt with 32 responses, two conflicting rewards, every weighting trained to convergence; then a front of
+    language models."""
+    found = {f"w-{w:g}": bench.once(f"w-{w:g}", partial(weighting, bench.seed, w)) for w in WEIGHTS}
+    return found | modpo_front.run(bench)
 
 
 def weighting(seed: int, w: float) -> dict[str, Any]:
@@ -79,47 +82,65 @@ def _objective(logp: Tensor, reference: Tensor, r1: Tensor, r2: Tensor, w: float
 
 def gap(m: Measurements, name: str) -> float:
     """Largest relative shortfall of the objective against the closed form's."""
-    return max((m[k]["best"]["objective"] - m[k][name]["objective"]) / abs(m[k]["best"]["objective"]) for k in m)
+    return max((x["best"]["objective"] - x[name]["objective"]) / abs(x["best"]["objective"]) for x in weightings(m))
+
+
+def weightings(m: Measurements) -> list[Any]:
+    """The exact half: what was measured with each weight."""
+    return [m[f"w-{w:g}"] for w in WEIGHTS]
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """The two rewards of every weighting: the optimum, MODPO on it, the mixture off it."""
+    """The two rewards of every weighting. Above: the optimum, MODPO on it, the mixture off it; below: language models."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(seeds), 3.3), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(seeds), 6.2), layout="constrained")
     marks = {
         "best": ("closed form", "o", "#444444"),
         "modpo": ("MODPO", "x", "#1f6f8b"),
         "mixture": ("w L1 + (1-w) L2", "+", "#c8553d"),
     }
-    for number, (axes, m) in enumerate(zip(figure.subplots(1, len(seeds), squeeze=False)[0], seeds, strict=True)):
+    places = figure.subplots(2, len(seeds), squeeze=False)
+    for number, (axes, m) in enumerate(zip(places[0], seeds, strict=True)):
         for name, (label, mark, colour) in marks.items():
-            points = [(m[k][name]["r1"], m[k][name]["r2"]) for k in m]
+            points = [(x[name]["r1"], x[name]["r2"]) for x in weightings(m)]
             face = "none" if mark == "o" else colour
             axes.scatter(*zip(*points, strict=True), marker=mark, s=60, facecolors=face, color=colour, label=label)
+        axes.set_title(f"seed {number + 1}", fontsize=9)
+    for axes, m in zip(places[1], seeds, strict=True):
+        for name in ("modpo", "mixture"):
+            points = [(x["r1"], x["r2"]) for k, x in m["front"].items() if k.startswith(name)]
+            axes.plot(*zip(*points, strict=True), "-" + marks[name][1], color=marks[name][2], label=marks[name][0])
+        ends = [m["front"][k] for k in ("likes", "changes")]
+        axes.plot([x["r1"] for x in ends], [x["r2"] for x in ends], "^", color="#8a8a3a", label="DPO, one objective")
+        axes.plot(m["front"]["start"]["r1"], m["front"]["start"]["r2"], "s", color="#444444", label="start")
+    for axes in places.flat:
         axes.set_xlabel("mean r1")
         axes.set_ylabel("mean r2")
-        axes.set_title(f"seed {number + 1}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        if number == 0:
-            axes.legend(frameon=False, fontsize=7)
+    for row in places:
+        row[0].legend(frameon=False, fontsize=7)
     return figure
 
 
 REPRODUCTION = Reproduction(
     slug="modpo",
     paper="2310.03708",
-    claim="MODPO reaches the optimum of the weighted rewards under the KL constraint, without RL.",
+    claim="MODPO reaches the optimum of the weighted rewards under the KL constraint, without RL; its policies form a front.",
     setting=(
         "One prompt with 32 responses and a policy of free logits, one for each seed; two conflicting rewards known "
         "exactly; population Bradley-Terry labels of the first, the second as margin reward; beta 0.5; w in {0.2, 0.5, "
         "0.8}; 4,000 Adam steps. Beside it DPO on the mixture w L1 + (1 - w) L2 of both objectives' labels, same beta, "
-        "steps and start."
+        "steps and start. Then language models (GPT-2 of two blocks and width 32, answers of five letters of four, all "
+        "enumerated): r1 the share of the prompt's letter, r2 that of changing neighbours, 6,000 pairs of the model's "
+        "samples for each. `prefopt train modpo-sweep`: DPO on the pairs of r2 is the implicit margin, then MODPO on those "
+        "of r1 with w 0.1, 0.5 and 0.9; beside it DPO on either, and on both with weights w and 1 - w of the losses. "
+        "Three epochs of 64 pairs (of each objective) with AdamW at 1e-3, beta 0.1."
     ),
     demands=(
         Demand(
             "largest KL(pi || pi*) of MODPO over the weightings",
-            lambda m: max(m[k]["modpo"]["kl"] for k in m),
+            lambda m: max(x["modpo"]["kl"] for x in weightings(m)),
             most=0.01,
         ),
         Demand(
@@ -129,21 +150,36 @@ REPRODUCTION = Reproduction(
         ),
         Demand(
             "smallest lead of MODPO's objective over the mixture's",
-            lambda m: min(m[k]["modpo"]["objective"] - m[k]["mixture"]["objective"] for k in m),
+            lambda m: min(x["modpo"]["objective"] - x["mixture"]["objective"] for x in weightings(m)),
             least=0.0,
         ),
         Demand(
             "smallest KL(pi || pi*) of the mixture, as a multiple of MODPO's",
-            lambda m: min(m[k]["mixture"]["kl"] / max(m[k]["modpo"]["kl"], 1e-6) for k in m),
+            lambda m: min(x["mixture"]["kl"] / max(x["modpo"]["kl"], 1e-6) for x in weightings(m)),
             least=10.0,
         ),
+        *modpo_front.DEMANDS,
     ),
-    settings={"responses": RESPONSES, "beta": BETA, "weights": WEIGHTS, "steps": STEPS, "rate": RATE},
+    settings={
+        "responses": RESPONSES,
+        "beta": BETA,
+        "weights": WEIGHTS,
+        "steps": STEPS,
+        "rate": RATE,
+        "front": {
+            "weights": modpo_front.WEIGHTS,
+            "pairs": modpo_front.PAIRS,
+            "batch": modpo_front.BATCH,
+            "epochs": modpo_front.EPOCHS,
+            "rate": modpo_front.RATE,
+            "beta": modpo_front.BETA,
+        },
+    },
     run=run,
     plot=plot,
-    steps=len(WEIGHTS),
+    steps=len(WEIGHTS) + 3 + len(modpo_front.WEIGHTS),
     remarks=(
-        "The paper's fronts on safety alignment and long-form answers are of trained language models; here only the "
-        "optimum itself is tried, where it is known. The two steps with implicit margins are `prefopt train modpo-sweep`.",
+        "The paper's fronts on safety alignment and long-form answers are of large language models, against RL; here the "
+        "optimum itself is tried, where it is known, and a front of small models against a mixture of losses.",
     ),
 )

@@ -61,7 +61,7 @@ def plainly(world: World, bench: Bench) -> World:
     the head's bias, as it were) is 1 instead of 8. To a mask network's norm a state with an 8 is little else."""
     from safetensors.torch import load_file, save_file
 
-    from ..worlds.language.make import CONSTANT
+    from ..worlds.letters import CONSTANT
 
     place = bench.folder / "model"
 

@@ -28,6 +28,7 @@ Truth = Callable[[Sequence[str], Sequence[str]], list[float]]
 Rows = list[dict[str, Any]]
 END, BOS, PAD = "<end>", "<start>", "<pad>"
 SAMPLES_AT_ONCE = 1024
+CONSTANT, RULED_OUT = 8.0, -10.0  # what the head reads in its first place, and the weight on it of what never comes
 
 
 @contextmanager
@@ -97,6 +98,17 @@ def new_model(tokenizer: PreTrainedTokenizerFast, size: Size) -> GPT2LMHeadModel
             torch.nn.init.normal_(p)
     model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special)
     return model
+
+
+@torch.no_grad()
+def rule_out(model: GPT2LMHeadModel, tokens: Sequence[int]) -> None:
+    """Tokens that never come: the head reads a constant in its first place (in effect it has a bias), and they hang on
+    that alone."""
+    norm, head = model.transformer.ln_f, model.lm_head.weight
+    norm.weight[0], norm.bias[0] = 0.0, CONSTANT
+    head[:, 0] = 0.0
+    head[list(tokens)] = 0.0
+    head[list(tokens), 0] = RULED_OUT
 
 
 def fit(model: GPT2LMHeadModel, batches: Iterable[tuple[Tensor, Tensor]], *, learning_rate: float) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
 from prefopt.errors import PrefoptError
 from prefopt.worlds.cache import World, build_once, folder_once
@@ -30,6 +29,7 @@ from prefopt.worlds.letters import (
     new_model,
     one_thread,
     rates,
+    rule_out,
     save,
     write_rows,
 )
@@ -43,7 +43,6 @@ SIZE = Size(hidden=32, layers=1, heads=2, inner=64)
 STEPS, BATCH, RATE = 250, 128, 3e-3
 SPARE = {True: 1.02, False: 1.4}  # more pairs are sampled than needed: some are of equal answers, or rewards
 LIST = 4  # answers in a ranked list
-CONSTANT, END_ROW = 8.0, -10.0  # what the head reads in its first place, and the end token's weight on it
 
 
 def prompts(count: int, seed: int = 0) -> list[str]:
@@ -100,20 +99,10 @@ def _make_model(folder: Path, seed: int) -> Mapping[str, Any]:
     with one_thread(seed):
         tokenizer = letter_tokenizer([*LETTERS, END], length=1 + TOKENS)
         model = new_model(tokenizer, SIZE)
-        _rule_out_the_end(model, tokenizer.eos_token_id)
+        rule_out(model, [tokenizer.eos_token_id])
         loss = fit(model, _batches(np.random.default_rng([seed, 0])), learning_rate=RATE)
         save(model, tokenizer, folder / "model")
     return {"parameters": model.num_parameters(), "loss": loss}
-
-
-@torch.no_grad()
-def _rule_out_the_end(model: GPT2LMHeadModel, end: int) -> None:
-    """The head reads a constant in its first place (in effect it has a bias), and the end token hangs on that alone."""
-    norm, head = model.transformer.ln_f, model.lm_head.weight
-    norm.weight[0], norm.bias[0] = 0.0, CONSTANT
-    head[:, 0] = 0.0
-    head[end] = 0.0
-    head[end, 0] = END_ROW
 
 
 def _batches(rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
