@@ -122,6 +122,13 @@ def test_scores_outside_the_range_are_counted() -> None:
     assert out.health["scores_outside_range"].item() == 2
 
 
+def test_inversion_may_be_left_out() -> None:
+    needs = get_method("smpo", latents="noised").needs()
+    assert needs["noising:forward"] == {} and "noising:ddim_inversion" not in needs
+    with pytest.raises(PrefoptError, match="inversion_steps = 5 has no effect"):
+        get_method("smpo", latents="noised", inversion_steps=5)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import torch
 
 from ...objectives.hyper import LargestReward, LeastReward, Positive
@@ -15,6 +17,7 @@ def smpo(
     gamma: Positive = 10.0,
     reward_min: LeastReward = 0.11543526500463486,
     reward_max: LargestReward = 0.28201571106910706,
+    latents: Literal["inverted", "noised"] = "inverted",
     inversion_steps: int = 10,
     corrections: int = 1,
     invert_exactly_to_tau: bool = False,
@@ -23,12 +26,14 @@ def smpo(
 
     p = sigmoid((r_w - r_l) / (reward_max - reward_min)) of each image's reward_score r: near-ties teach little, and the
     score alone says who wins (a pair given the other way round has the same loss). The range is that of PickScore as
-    published; none: that of the training data. Inversion as in DDIM-InPO, every step corrected `corrections` times.
+    published; none: that of the training data. Inversion as in DDIM-InPO, every step corrected `corrections` times;
+    latents = noised: forward noising in its place, with hard labels Diffusion-DPO itself.
     """
     require(inversion_steps >= 1, f"inversion_steps = {inversion_steps}: must be at least 1")
     require(corrections >= 0, f"corrections = {corrections}: must not be negative")
     how = {"steps": inversion_steps, "corrections": corrections, "exact_tau": invert_exactly_to_tau}
-    w, l = r.noised("ddim_inversion", **how).pairs()
+    r = r.noised("ddim_inversion", **how) if latents == "inverted" else r.noised("forward")
+    w, l = r.pairs()
     if reward_min is not None and reward_max is not None:
         require(reward_max > reward_min, f"reward_max = {reward_max} must be above reward_min = {reward_min}")
     scores = r.note("reward_score", "R")
