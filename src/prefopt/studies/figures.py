@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,13 +177,14 @@ class Painter:
             axes.plot(x, y, "x", color=COLOURS["worse"], markersize=7, markeredgewidth=2, zorder=3)
 
     def percentiles(self) -> Markup | None:
-        """Score of the run at each percentile of a method's grid."""
-        if max(self.methods[m]["runs"] for m in self.order) < 3:
+        """Score of the run at each percentile of a method's runs, where there are three or more."""
+        order = [m for m in self.order if self.methods[m]["runs"] > 2]
+        if not order:
             return None
         places = np.linspace(0, 100, summary.CURVE)
 
         def paint(axes: Axes) -> None:
-            for method in reversed(self.order):
+            for method in reversed(order):
                 other = self.colours[method] == OTHER
                 curve = [self.scores.clip(score) for score in self.methods[method]["curve"]]
                 axes.plot(places, curve, color=self.colour(method), alpha=0.35 if other else 1,
@@ -237,7 +238,7 @@ class Painter:
         order = sorted(found, key=lambda m: -found[m]["starts"][starts[0]]["score"])
 
         def paint(axes: Axes) -> None:
-            self._start_lines(axes.axvline)
+            self._start_lines(axes.axvline, starts)
             for y, method in enumerate(order):
                 points = [found[method]["starts"][s] for s in starts]
                 scores = [p["score"] for p in points]
@@ -251,11 +252,11 @@ class Painter:
             "scenarios", paint, title=f"{self.score} from each start", width=WIDE, height=0.8 + 0.27 * len(order)
         )
 
-    def _start_lines(self, line: Callable[..., Any]) -> None:
-        """Each start model's own score, in its colour."""
-        for i, numbers in enumerate(self.table.starts.values()):
+    def _start_lines(self, line: Callable[..., Any], starts: Collection[str]) -> None:
+        """These start models' own scores, in their colours."""
+        for i, (start, numbers) in enumerate(self.table.starts.items()):
             own: Any = numbers.get(self.table.score)
-            if _known(own):
+            if start in starts and _known(own):
                 line(own, color=COLOURS[f"s{i + 1}"], linewidth=1, dashes=(3, 3), zorder=0)
 
     def sizes(self) -> Markup | None:
@@ -268,7 +269,7 @@ class Painter:
         colours = {start: COLOURS[f"s{i + 1}"] for i, start in enumerate(self.table.starts)}
 
         def paint(axes: Axes, method: str) -> None:
-            self._start_lines(axes.axhline)
+            self._start_lines(axes.axhline, found[method])
             for start, points in found[method].items():
                 x, y = [places[p["size"]] for p in points], [p["score"] for p in points]
                 axes.errorbar(x, y, yerr=[_error(p) for p in points], fmt="-o", color=colours[start], markersize=5,
@@ -286,6 +287,7 @@ def study_figures(table: Table, found: Mapping[str, Any]) -> dict[str, list[Figu
     word = p.score
     kl = "KL from the start model (nats per answer)"
     starts: Legend = tuple((f"s{i + 1}", s) for i, s in enumerate(table.starts))
+    sized: Any = {s for curves in (found.get("sizes") or {}).values() for s in curves}
     made: dict[str, list[tuple[str, str, Markup | None, Legend]]] = {
         "frontier": [
             (f"{word.capitalize()} against KL",
@@ -305,7 +307,8 @@ def study_figures(table: Table, found: Mapping[str, Any]) -> dict[str, list[Figu
              "worst seen); the dashed line is the start model. Sorted by the median: how good a method is when it is not tuned.",
              p.spread(), ()),
             ("How good is a setting picked at random",
-             "Score of the run at each percentile of a method's runs. Flat and high: the choice matters little.",
+             "Score of the run at each percentile of a method's runs, for methods with three or more. Flat and high: the "
+             "choice matters little.",
              p.percentiles(), p.legend),
             ("Over each setting",
              "Mean over all other settings and seeds; dots are runs. Flat: the setting matters little in this range.",
@@ -321,7 +324,7 @@ def study_figures(table: Table, found: Mapping[str, Any]) -> dict[str, list[Figu
             ("Over the size of the data",
              "Each method's central setting on the first rows of the data (every subset holds the smaller ones), with the "
              "standard error over seeds; dashed: the start models.",
-             p.sizes(), starts if len(starts) > 1 else ()),
+             p.sizes(), starts if len(sized) > 1 else ()),
         ],
     }  # fmt: skip
     return {
