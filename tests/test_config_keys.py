@@ -282,6 +282,23 @@ def test_bank(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
         assert torch.equal(first.noise, third.noise) is same
 
 
+@table("denoising.ema_decay", "data.top")
+def test_mean_and_best(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    from prefopt.training.diffusion_task import diffusion_task
+
+    given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
+    rows = [
+        {s: str(image_pairs.parent / r[s]) for s in ("chosen", "rejected")} | {"prompt": r["prompt"]} for r in given
+    ]
+    scores = [{"chosen_score": i, "rejected_score": -i} for i in range(8)]
+    data = tmp_path / "scored.jsonl"
+    data.write_text("".join(json.dumps(r | s) + "\n" for r, s in zip(rows, scores, strict=True)))
+    keys = ({}, {"denoising": {"ema_decay": 0.9}, "data": {"path": str(data), "top": 3}})
+    tasks = [diffusion_task(run_config(image_model, data, tmp_path, **k), get_method("sft")) for k in keys]
+    assert [set(t.moving) for t in tasks] == [set(), {"mean"}]
+    assert [len(t.train) for t in tasks] == [8, 3]
+
+
 @table("denoising.mixed_sizes")
 def test_mixed_sizes(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     from PIL import Image

@@ -92,6 +92,9 @@ class DenoisingConfig(Section):
         description="share of pairs whose caption is emptied, so guidance keeps working; None: 0.2, or what the method's "
         "way of noising has",
     )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="what is saved is the running mean of the weights with this decay; None: the last weights"
+    )
     random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
     flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")
     flow_shift: Positive | None = Field(None, description="time shift of flow models; None: the scheduler's own")

@@ -88,6 +88,10 @@ class DataConfig(BaseModel):
     max_dropped: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05, description="share of rows that may be dropped because they teach nothing, before the run stops"
     )
+    top: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="images: of all images of the data only so many with the highest score are kept, each to be imitated",
+    )
     limit: Annotated[int, Field(ge=1)] | None = Field(None, description="read only the first rows")
     seed: int = Field(0, description="decides which prompts `eval_fraction` holds out")
 

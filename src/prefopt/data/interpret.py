@@ -273,7 +273,9 @@ def _tools(f: Fields) -> list[Any] | None:
 
 
 def _images(f: Fields) -> tuple[Any, ...]:
-    """Images that belong to the prompt: `images`, or a single `image`."""
+    """Images that belong to the prompt: `images`, or a single `image` (of a text model)."""
+    if f.modality == "image":
+        return ()
     if f.has("images"):
         return tuple(located(v, f.base) for v in f.items("images"))
     return (located(f.get("image"), f.base),) if f.has("image") else ()

@@ -225,8 +225,9 @@ def conversations_only(f: Fields) -> Draft:
 
 @layout("prompts", "prompt", when=lambda v: not {"chosen", "rejected", "completion", "responses", "steps"} & set(v))
 def prompts(f: Fields) -> Draft:
-    """{"prompt": ...}"""
-    return Draft(f.turns("prompt"), [])
+    """{"prompt": ...} (an image model imitates the `image` beside it, if there is one)"""
+    shown = f.modality == "image" and f.has("image")
+    return Draft(f.turns("prompt"), f.answers("image") if shown else [])
 
 
 def single(f: Fields, prompt: str, answer: str) -> tuple[Any, list[Any]]:

@@ -14,6 +14,7 @@ from ..errors import PrefoptError
 from ..models.diffusion import ImageModel
 from .config import DataConfig
 from .example import ENUMERATED, Example
+from .experts import best_images
 from .images import check_image
 from .latents import ImageSet, encode_examples
 from .own_captions import look_at_captions
@@ -91,6 +92,8 @@ def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
         inside = [prompt_key(e, str(data.seed)) / 2**64 < data.eval_fraction for e in train]
         held_out = [e for e, out in zip(train, inside, strict=True) if out]
         train = [e for e, out in zip(train, inside, strict=True) if not out]
+    if data.top is not None:
+        train = best_images(train, data.top, data.paths)
     for name, part in {"train": train, "eval": held_out}.items():
         if not part and (name == "train" or data.eval_paths or data.eval_fraction):
             raise PrefoptError(

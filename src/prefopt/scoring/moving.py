@@ -25,6 +25,11 @@ class Moving:
     alpha: float
     every: int
 
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory and in a checkpoint."""
+        return sum(p.numel() * p.element_size() for p in self.reference.parameters())
+
     def after(self, step: int, policy: nn.Module) -> None:
         """`step`: optimiser steps made since the start of the run."""
         if step % self.every:

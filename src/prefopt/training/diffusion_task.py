@@ -27,7 +27,7 @@ from ..scoring.moving import Moving
 from ..scoring.noising import Forward, Noising, noising_for
 from ..scoring.noising.forward import ForwardEach
 from ..scoring.schedules import Schedule
-from .following import following, kind_of_reference
+from .following import averaged, following, kind_of_reference
 from .generations import generation_of
 from .needs import data_needs
 from .task import Task
@@ -94,7 +94,11 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     if kind is not None:
         record["reference"] = {"kind": kind, "identity": reference}
 
+    mean = averaged(config, net)
+
     def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
+        for kept in mean.values():
+            kept.into(trained)
         trained.to("cpu")
         if user is None:
             save_image_model(model, folder)
@@ -103,10 +107,10 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
             if config.data.users is not None:
                 UserTable.load(config.data.users).save(folder)
 
-    moving = {} if frozen is None else following(config.reference, frozen, net)
+    moving: dict[str, Any] = {} if frozen is None else following(config.reference, frozen, net)
     if teacher is not None and noising.teacher_rate is not None:
         moving["teacher"] = Moving(teacher, noising.teacher_rate, noising.teacher_every).check(net)
-    return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving)
+    return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving | mean)
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:

@@ -67,6 +67,8 @@ def _model(config: RunConfig, kind: str) -> Idle:
 
 def _data(config: RunConfig, method: Method, kind: str) -> Idle:
     data, given, needs = config.data, config.given("data"), data_needs(method.needs())
+    if kind == "text" and "top" in given:
+        yield "data.top", "the data are texts"
     if kind != "text":
         for key in TEXT_ONLY_DATA:
             if key in given:
@@ -117,6 +119,7 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
     if not {"scores:reference", "scores:token_kl", "features:reference_score"} & set(needs):
         for key in sorted(config.given("reference")):
             yield f"reference.{key}", f"{method.name} uses no reference model"
+    yield from _generated(config, method)
     if kind != "diffusion":
         for key in sorted(config.given("denoising")):
             yield f"denoising.{key}", WHAT[kind]
@@ -129,12 +132,31 @@ def _sections(config: RunConfig, method: Method, kind: str) -> Idle:
             asked = ", ".join(sorted(asked_sources(needs))) or "no other model's scores"
             own = "; reference.path names the reference" if name == "reference" else ""
             yield f"sources.{name}", f"{method.name} asks for {asked}{own}"
-    yield from _generated(config, method)
     way = generation_of(needs)
     for key in sorted(config.given("rollout") - (way.rollout if way else set())):
-        why = f"{method.name} does not ask it" if way else f"{method.name} trains offline; recipes such as online-dpo sample"
+        why = (
+            f"{method.name} does not ask it"
+            if way
+            else f"{method.name} trains offline; recipes such as online-dpo sample"
+        )
         yield f"rollout.{key}", why
     yield from _diagnostics(config, method, kind)
+
+
+def _generated(config: RunConfig, method: Method) -> Idle:
+    """Where the policy makes its own pictures."""
+    needs = method.needs()
+    way = generation_of(needs)
+    if way is None:
+        return
+    for key in sorted(config.given("denoising") - way.denoising):
+        yield f"denoising.{key}", f"{method.name} reads prompts alone, and says itself how pictures are noised"
+    for key in sorted(config.given("reference") - way.reference):
+        yield f"reference.{key}", f"{method.name} keeps a frozen copy of its reference"
+    for key in sorted(config.given("data") & {"eval_path", "eval_fraction"}) if not way.held_out else ():
+        yield f"data.{key}", f"{method.name} learns from its own roll-outs; compare models with prefopt eval"
+    if "generation:one_step" in needs and config.rollout.reward is not None and "scores:reward" not in needs:
+        yield "rollout.reward", f"{method.name} asks for no reward with these settings (alpha_rew is 0)"
 
 
 def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
@@ -149,23 +171,6 @@ def _diagnostics(config: RunConfig, method: Method, kind: str) -> Idle:
             yield f"diagnostics.{key}", "pictures are not drawn; the unseen ones are those of the held-out data"
     elif "max_new_tokens" in given and not config.diagnostics.samples:
         yield "diagnostics.max_new_tokens", "diagnostics.samples is 0"
-
-
-def _generated(config: RunConfig, method: Method) -> Idle:
-    """Where the policy makes its own pictures."""
-    needs = method.needs()
-    way = generation_of(needs)
-    if way is None:
-        return
-    for key in sorted(config.given("denoising") - {"resolution"}):
-        yield f"denoising.{key}", f"{method.name} reads prompts alone, and says itself how pictures are noised"
-    for key in sorted(config.given("reference") - way.reference):
-        yield f"reference.{key}", f"{method.name} keeps a frozen copy of its reference"
-    for key in sorted(config.given("data") & {"eval_path", "eval_fraction"}) if not way.held_out else ():
-        yield f"data.{key}", f"{method.name} learns from its own roll-outs; compare models with prefopt eval"
-    if "generation:one_step" in needs and config.rollout.reward is not None and "scores:reward" not in needs:
-        yield "rollout.reward", f"{method.name} asks for no reward with these settings (alpha_rew is 0)"
-
 
 
 def _train(config: RunConfig) -> Idle:

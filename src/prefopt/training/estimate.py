@@ -52,18 +52,20 @@ def estimate(task: Task, args: Any, examples_per_step: int, needs: Needs | None 
     steps = args.max_steps if args.max_steps > 0 else int(-(-per_epoch * args.num_train_epochs // 1))
     parameters = list(task.model.parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters)
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    beside = [p for network in task.networks.values() for p in network.parameters()]
+    trainable = sum(p.numel() for p in (*parameters, *beside) if p.requires_grad)
     copied = task.record.get("reference", {}).get("kind") == "frozen"
-    moving = sum(p.numel() * p.element_size() for m in task.moving.values() for p in m.reference.parameters())
+    held = weights * (2 if copied else 1) + sum(p.numel() * p.element_size() for p in beside)
+    moving = sum(m.bytes for m in task.moving.values())
     return Estimate(
         examples=n,
         amount=int(task.train.tokens.sum()),
         unit=task.unit,
         steps=steps,
         examples_per_step=examples_per_step,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(p.numel() for p in (*parameters, *beside)),
         trainable=trainable,
-        memory=weights * (2 if copied else 1) + trainable * 4 * 3,  # gradient and Adam's two moments in float32
+        memory=held + trainable * 4 * 3,  # gradient and Adam's two moments in float32
         checkpoint=trainable * 4 * 3 + moving,
         flops=0.0 if needs is None else _work(task, args, steps * examples_per_step, needs),
     )
@@ -76,6 +78,7 @@ def _work(task: Task, args: Any, drawn: int, needs: Needs) -> float:
     draws = Drawn(task.train, "extras:mismatched" in needs)
     batch = task.scorer.collate([draws.draw(int(i)) for i in middle])
     asked = {k: spec for k, spec in needs.items() if k.startswith("scores:") and spec.get("grad")}
+    asked = dict(needs) if task.networks else asked  # the dearest turn, for all of them
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         task.scorer.score(task.model, batch.to(_device(task.model)), asked)
     forward = counter.get_total_flops() / costs[middle].sum() * costs.mean()

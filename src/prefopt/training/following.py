@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
-from ..config import ReferenceConfig
+from ..config import ReferenceConfig, RunConfig
 from ..errors import PrefoptError
 from ..scoring.moving import Moving
+
+if TYPE_CHECKING:
+    from .average import Average
 
 FIXED = {
     "store": "it holds log-probabilities of one model",
@@ -31,3 +36,13 @@ def following(config: ReferenceConfig, reference: nn.Module, policy: nn.Module) 
     if not config.moves:
         return {}
     return {"reference": Moving(reference, config.mixup_alpha or 1.0, config.sync_steps or 1).check(policy)}
+
+
+def averaged(config: RunConfig, policy: nn.Module) -> dict[str, Average]:
+    """The running mean of the policy, as a task's `moving`; none where the last weights are saved."""
+    decay = config.denoising.ema_decay
+    if decay is None:
+        return {}
+    from .average import Average
+
+    return {"mean": Average(policy, decay)}

@@ -18,6 +18,7 @@ class Generation:
     task: str
     rollout: frozenset[str]
     reference: frozenset[str] = KEYS_OF_REFERENCE
+    denoising: frozenset[str] = frozenset({"resolution", "ema_decay"})
     held_out: bool = False  # does it look at held-out prompts?
 
     def load(self) -> Any:
@@ -27,7 +28,13 @@ class Generation:
 
 
 GENERATIONS: Mapping[str, Generation] = {
-    "one_step": Generation("one_step_task:one_step_task", frozenset({"reward"}), frozenset({"path"}), held_out=True),
+    "one_step": Generation(
+        "one_step_task:one_step_task",
+        rollout=frozenset({"reward"}),
+        reference=frozenset({"path"}),
+        denoising=frozenset({"resolution"}),
+        held_out=True,
+    ),
     "trajectories": Generation("transition_task:transition_task", KEYS_OF_ROUNDS),
     "pools": Generation("transition_task:transition_task", KEYS_OF_ROUNDS),
 }

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..scoring.base import Scorer
-from ..scoring.moving import Moving
 
 if TYPE_CHECKING:
     from .rounds import Rounds
@@ -27,6 +26,16 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
+
+
+class Follower(Protocol):
+    """What changes with the policy, after each optimiser step, and is in checkpoints (`scoring/moving.py`)."""
+
+    @property
+    def bytes(self) -> int: ...
+    def after(self, step: int, policy: nn.Module) -> None: ...
+    def state(self, policy: nn.Module) -> Mapping[str, Tensor]: ...
+    def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass
@@ -45,7 +54,8 @@ class Task:
     processing_class: Any = None  # tokenizer, written beside checkpoints
     # long work before the first step, for the examples that it will see: (indices of `train`) -> None
     prepare: Callable[[np.ndarray], None] = lambda seen: None
-    moving: dict[str, Moving] = field(default_factory=dict)  # what follows the policy: "reference", "teacher"
+    # what follows the policy: "reference", "teacher", "mean"
+    moving: Mapping[str, Follower] = field(default_factory=dict)
     networks: dict[str, nn.Module] = field(default_factory=dict)  # trained beside the model, each in turns of its own
     # token ids that the model as it is now says to the prompts of examples, each: (examples, number, most tokens, seed)
     answer: Callable[[Sequence[Any], int, int, int], list[list[list[int]]]] | None = None

@@ -22,7 +22,7 @@ from ..rollout.trajectories import Trajectories
 from ..scoring.transition_scorer import TransitionScorer
 from ..scoring.transitions import refuse_flows
 from .diffusion_task import dtype_of, frozen_reference, reference_kind, refuse_noise, with_checkpointing
-from .following import following
+from .following import averaged, following
 from .image_rounds import ImageRounds, PoolRounds, Sources, TrajectoryRounds
 from .rounds import Rounds
 from .task import Task
@@ -73,12 +73,16 @@ def transition_task(config: RunConfig, method: Method) -> Task:
         "reference": {"kind": kind, "identity": other},
     }
 
+    mean = averaged(config, net)
+
     def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
+        for kept in mean.values():
+            kept.into(trained)
         trained.to("cpu")
         save_image_model(model, folder)
 
     moving = {} if frozen is None else following(config.reference, frozen, net)
-    return Task(net, rounds, None, scorer, save, record, rounds=rounds, unit="images", moving=moving)
+    return Task(net, rounds, None, scorer, save, record, rounds=rounds, unit="images", moving={**moving, **mean})
 
 
 def _refuse_clipping(model: ImageModel) -> None:
