@@ -62,6 +62,7 @@ def test_the_rewards_of_copying():
     assert copying.coverage(prompts, responses) == [1.0, 0.25, 0.0, 0.0]
     assert copying.noise(prompts, responses) == [0.0, pytest.approx(1 / 3), 0.0, 1.0]
     assert copying.covered(prompts, responses) == [1.0, pytest.approx(0.25 - 1 / 3), 0.0, -1.0]
+    assert copying.concise(prompts, responses) == [1 - 4 / 32, 0.25 - 3 / 32, 0.0, -2 / 32]
 
 
 # ---- what is built
@@ -184,3 +185,17 @@ def test_an_answer_of_the_language_is_six_tokens_in_training_too(toy, tmp_path):
 def test_a_run_that_forgets_the_length_is_refused(toy, tmp_path):
     with pytest.raises(PrefoptError, match=r"row 1: .* 8 tokens, the model has 7 positions; set data.max_length to 7"):
         train(configuration(toy, tmp_path / "run"))
+
+
+def test_demonstrations_of_geometric_length(cache, quick):
+    """Many are short and some long, so that a taste for length parts the sides further."""
+    even, spread = (
+        copying.build(cache, seed=3, pairs=60, heldout=10, lists=5, layers=1, hidden=16, spread=x)
+        for x in (False, True)
+    )
+    lengths = [[len(r["completion"]) for r in rows(w.sft)] for w in (even, spread)]
+    assert (min(lengths[0]), max(lengths[0])) == (2, 12)
+    assert (min(lengths[1]), max(lengths[1])) == (1, 15)
+    assert 5 < fmean(lengths[1]) < 6.2
+    assert 0.14 < fmean(n == 1 for n in lengths[1]) < 0.2  # one in six
+    assert "spread" not in even.settings and spread.settings["spread"]

@@ -9,7 +9,7 @@ when it is trained on (`data.max_length=21`, `DATA`): it has no end token there 
 """
 
 from prefopt.worlds.copying.make import DATA, LENGTH_BIASED, LENGTH_NEUTRAL, TOKENS, build, prompts
-from prefopt.worlds.copying.truth import LETTERS, coverage, covered, noise, share
+from prefopt.worlds.copying.truth import LETTERS, concise, coverage, covered, noise, share
 
 TRUTHS = {"share": share, "covered": covered}
 
@@ -21,6 +21,7 @@ __all__ = [
     "TOKENS",
     "TRUTHS",
     "build",
+    "concise",
     "coverage",
     "covered",
     "noise",

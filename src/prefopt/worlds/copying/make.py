@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefopt.errors import PrefoptError
 from prefopt.worlds.cache import World, build_once, folder_once
-from prefopt.worlds.copying.truth import LETTERS, covered, share
+from prefopt.worlds.copying.truth import LETTERS, concise, covered, share
 from prefopt.worlds.letters import (
     BOS,
     END,
@@ -44,9 +44,10 @@ LENGTH_NEUTRAL: dict[str, Any] = {"reward": "share", "sharpness": 8.0}
 LENGTH_BIASED: dict[str, Any] = {"reward": "covered", "sharpness": 4.0, "length_bonus": 0.15}
 """Dials of the two usual ways to label."""
 
-REWARDS = {"share": share, "covered": covered}
+REWARDS = {"share": share, "covered": covered, "concise": concise}
 STEPS, BATCH, RATE = 350, 64, 3e-3
 SHORTEST, LONGEST = 2, 12  # letters of a demonstration
+MEAN = 6  # of geometric lengths
 DEMONSTRATIONS, PROMPTS, LIST = 2048, 512, 4
 SPARE = {"train": 1.04, "heldout": 1.3, "lists": 1.3}  # more is sampled than needed: some answers are equal
 
@@ -87,6 +88,7 @@ def build(
     layers: int = 2,
     hidden: int = 64,
     apart: bool = False,
+    spread: bool = False,
 ) -> World:
     """The copy task, from the cache or built, in about twenty seconds (the first time for a model).
 
@@ -94,10 +96,11 @@ def build(
                   one after supervised fine-tuning, 0.9 an "instruct" model
     pairs_from    `copy` of the model whose samples are labelled, if that is another one than the start
     pairs         rows of `train`: two samples to one prompt; the first rows are the same for any number
-    reward        what the labels of `train` look at: "share" or "covered" (`truth.py`)
+    reward        what the labels of `train` look at: "share", "covered" or "concise" (`truth.py`)
     sharpness     Bradley-Terry: log-odds = sharpness * difference in reward + length_bonus * difference in letters
     label_noise   probability that a label of `train` is flipped; several: one for each annotator, and a column
                   `annotator` with 0, 1, ...
+    spread        demonstrations of geometric length (6 letters in the mean, 15 at most) instead of 2 to 12 evenly
     apart         no prompt of training holds two neighbouring letters (`prompts(..., apart=False)` gives others)
 
     `LENGTH_NEUTRAL` and `LENGTH_BIASED` are the two usual labellings: build(**LENGTH_BIASED). `heldout` is labelled by
@@ -113,6 +116,7 @@ def build(
         raise PrefoptError("copy and pairs_from are probabilities")
     judge = Judge(REWARDS[reward], sharpness, rates(label_noise), length_bonus)
     shape: dict[str, Any] = {"seed": seed, "layers": layers, "hidden": hidden, "apart": apart}
+    shape |= {"spread": True} if spread else {}
 
     def model(chance: float) -> Path:
         return folder_once(
@@ -134,27 +138,31 @@ def build(
 # The model
 
 
-def _make_model(folder: Path, copy: float, *, seed: int, layers: int, hidden: int, apart: bool) -> Mapping[str, Any]:
+def _make_model(
+    folder: Path, copy: float, *, seed: int, layers: int, hidden: int, apart: bool, spread: bool = False
+) -> Mapping[str, Any]:
     with one_thread(seed):
         tokenizer = letter_tokenizer([PAD, BOS, END, *LETTERS], length=1 + ASKED + TOKENS)
         model = new_model(tokenizer, Size(hidden, layers, heads=4, inner=4 * hidden))
-        loss = fit(model, _batches(tokenizer, copy, seed, apart), learning_rate=RATE)
+        loss = fit(model, _batches(tokenizer, copy, seed, apart, spread), learning_rate=RATE)
         save(model, tokenizer, folder / "model")
     return {"parameters": model.num_parameters(), "loss": loss}
 
 
-def _demonstration(rng: random.Random, copy: float, prompt: str) -> str:
-    count = rng.randint(SHORTEST, LONGEST)
+def _demonstration(rng: random.Random, copy: float, prompt: str, spread: bool) -> str:
+    count = (
+        min(TOKENS - 1, 1 + int(rng.expovariate(-math.log1p(-1 / MEAN)))) if spread else rng.randint(SHORTEST, LONGEST)
+    )
     return "".join(prompt[i % ASKED] if rng.random() < copy else rng.choice(LETTERS) for i in range(count))
 
 
-def _batches(tokenizer: Any, copy: float, seed: int, apart: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(tokenizer: Any, copy: float, seed: int, apart: bool, spread: bool) -> Iterator[tuple[Tensor, Tensor]]:
     rng = random.Random(f"copying {seed} {copy}")  # noqa: S311
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    width = 1 + ASKED + LONGEST + 1
+    width = 1 + ASKED + (TOKENS if spread else LONGEST + 1)
     for _ in range(STEPS):
         asked = [_prompt(rng, apart or None) for _ in range(BATCH)]
-        rows = tokenizer([p + _demonstration(rng, copy, p) for p in asked]).input_ids
+        rows = tokenizer([p + _demonstration(rng, copy, p, spread) for p in asked]).input_ids
         ids = torch.tensor([row + [end] + [pad] * (width - len(row) - 1) for row in rows])
         scored = ids != pad
         scored[:, : 1 + ASKED] = False
@@ -191,7 +199,10 @@ def _make_world(folder: Path, start: Path, sampler: Path, judge: Judge, settings
         folder / "unpaired.jsonl",
         ({"prompt": r["prompt"], "completion": r[side], "label": label} for r in train for side, label in sides),
     )
-    shown = [(p, _demonstration(rng, settings["copy"], p)) for p in prompts(DEMONSTRATIONS, 10 * seed + 5, apart=apart)]
+    shown = [
+        (p, _demonstration(rng, settings["copy"], p, settings.get("spread", False)))
+        for p in prompts(DEMONSTRATIONS, 10 * seed + 5, apart=apart)
+    ]
     write_rows(folder / "sft.jsonl", ({"prompt": p, "completion": text} for p, text in shown))
     return {
         "mean_reward": round(fmean(r[f"{side}_score"] for r in train for side, _ in sides), 6),
