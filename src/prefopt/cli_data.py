@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,7 +62,8 @@ def scores(
     add: Annotated[
         list[str],
         typer.Option(help="NAME=WHAT, once for each number: reward_score=REWARD, margin_rewards=REWARD (or implicit:RUN), "
-                     "sources=MODEL, score=REWARD; a REWARD is a reward model's folder, module:function or file.py:function"),
+                     "reward_scores=REWARD, sources=MODEL, score=REWARD; a REWARD is a reward model's folder, module:function, "
+                     "file.py:function, or of pictures KIND:FOLDER (pickscore, hpsv2, clip-score, imagereward, aesthetic)"),
     ],
     overrides: Overrides = None,
 ) -> None:  # fmt: skip
@@ -106,6 +107,59 @@ def users(
     out.print(f"{made['users']} users in {output}, {made['shape'][0]} x {made['shape'][1]} numbers each{left_out}")
     if told:
         out.print(f"told apart by their other draws: {told}", soft_wrap=True)
+
+
+@build_app.command()
+def lists(
+    sources: Annotated[list[str], typer.Argument(help="outputs of prefopt generate, one for each model")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+) -> None:
+    """Join what several models answered to the same prompts: one list of responses for each prompt."""
+    from .annotation.joined import build_lists
+
+    record = build_lists(sources, output)
+    out.print(f"{record['rows']} lists in {output}", soft_wrap=True)
+
+
+@build_app.command()
+def labels(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name with pairs")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    reward: Annotated[str, typer.Option(help="what labels: a scorer (KIND:FOLDER), a reward model, module:function")],
+    overrides: Overrides = None,
+    gap: Annotated[
+        float | None, typer.Option(help="pairs whose probabilities differ by no more are ties (default: equal scores)")
+    ] = None,
+) -> None:
+    """Label pairs anew by a scorer (AI feedback); the labels of the data are not looked at."""
+    from .annotation.labels import build_labels
+
+    record = build_labels(data_config(path, overrides), reward, output, gap=gap)
+    told = ", ".join(f"{n} {k}" for k, n in record.get("told", {}).items())
+    out.print(f"{record['rows']} pairs in {output}" + (f" ({told})" if told else ""), soft_wrap=True)
+
+
+@build_app.command()
+def captions(
+    path: Annotated[str, typer.Argument(help="file, folder or hub name with pairs of pictures")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    way: Annotated[str, typer.Option(help="c: captions; p: the prompt and it perturbed; h: captions, the worse perturbed")],
+    overrides: Overrides = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="image-to-text model folder, or module:function (images, prompts)")
+    ] = None,
+    perturber: Annotated[
+        str | None, typer.Option(help="words (default), paraphraser folder, or module:function (texts, strength)")
+    ] = None,
+    strength: Annotated[str, typer.Option(help="weak, medium, strong, or 0, 20, .., 100")] = "medium",
+    seed: int = 0,
+) -> None:
+    """Write a caption for each picture of a pair, as DCPO needs them."""
+    from .annotation.captions import build_captions
+
+    of: dict[str, Any] = {"way": way, "captioner": captioner, "perturber": perturber, "strength": strength, "seed": seed}
+    record = build_captions(data_config(path, overrides), output, **of)
+    out.print(f"{record['rows']} pairs with captions in {output}", soft_wrap=True)
 
 
 def _data_needs(method: str | None) -> set[str]:
