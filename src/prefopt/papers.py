@@ -59,12 +59,16 @@ mcts-dpo|2405.00451|MCTS-DPO: tree search, step-level pairs|text
 diff-instruct-star|2410.20898|Diff-Instruct*: one-step generators|image diffusion
 """  # slug | arXiv id | what it brings | modality
 
+COMPARISONS = ("survey", "insights-variants")
+"""Papers that compare: the survey's vocabulary is objectives/taxonomy.py, their methods are in the list of methods."""
+
 
 @dataclass(frozen=True)
 class Paper:
     """One paper.
 
-    status: "method" or "recipe" where its system is here, else "to come".
+    status: "method" or "recipe" where its system is here, "comparison" where it has none of its own and what it compares
+    is here, else "to come".
     verdict: what its reproduction found: "holds", "fails", or "" where none has been committed.
     """
 
@@ -83,7 +87,8 @@ def papers() -> list[Paper]:
     for line in _TABLE.strip().splitlines():
         slug, arxiv, title, modality = line.split("|")
         in_steps = any(r.paper == arxiv for r in recipes.load_all().values())
-        status = "method" if slug in METHODS else "recipe" if in_steps else "to come"
+        here = "recipe" if in_steps else "comparison" if slug in COMPARISONS else "to come"
+        status = "method" if slug in METHODS else here
         found.append(Paper(slug, arxiv, title, modality, status, verdict(slug)))
     return found
 
