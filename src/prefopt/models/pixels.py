@@ -45,3 +45,20 @@ class GreyPixels(ModelMixin, ConfigMixin):
     ) -> DecoderOutput | tuple[Tensor]:
         pixels = self.decoder(z)
         return DecoderOutput(sample=pixels) if return_dict else (pixels,)
+
+
+class ColourPixels(GreyPixels):
+    """The same with a channel for each colour: latents [N, 3, H, W] are the pixels."""
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 3,
+        scaling_factor: float = 1.0,
+        block_out_channels: tuple[int, ...] = (1,),
+    ) -> None:
+        nn.Module.__init__(self)
+        self.encoder, self.decoder = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            for conv in (self.encoder, self.decoder):
+                conv.weight.copy_(torch.eye(3)[:, :, None, None])

@@ -1,0 +1,158 @@
+"""Building the world: a small model draws blobs, and users choose between pairs of what it draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import PrefoptError
+from ...models.diffusion import image_model
+from ...rollout.images import ImageSampling, sample_images
+from ..cache import World, build_once
+from ..fitting import fit_denoiser
+from ..words import sd_scheduler, text_encoder, word_tokenizer
+from .truth import SIDE, captions, drawn, features
+
+VERSION = "1"
+SAMPLING = ImageSampling(steps=20, guidance=1.0, batch_size=128)
+STEPS, BATCH, RATE, DROPOUT = 1200, 64, 4e-3, 0.1
+DRAWN = 8192  # pictures that the model learns from
+POOL = 256  # of its own pictures for each caption, which pairs are made of
+WIDTH = 32  # of the text encoder
+
+
+def build(
+    cache: Path | None = None,
+    *,
+    couples: int = 20,
+    new_couples: int = 5,
+    pairs: int = 100,
+    wrong: float = 0.05,
+    seed: int = 0,
+    progress: bool = True,
+) -> World:
+    """The world from the cache, or built in about a minute and a half on one core.
+
+    couples      of training users: two with opposite tastes; their pairs are `train`
+    new_couples  of users who are not trained on; their pairs are `heldout`
+    pairs        of each user: two pictures of one caption, both drawn by the model
+    wrong        share of choices that are turned round
+    Raises PrefoptError for numbers below 1, or a share outside [0, 1].
+    """
+    if min(couples, new_couples, pairs) < 1 or not 0 <= wrong <= 1:
+        raise PrefoptError(f"couples, new_couples and pairs must be at least 1, and wrong = {wrong} a share in [0, 1]")
+    settings = {"couples": couples, "new_couples": new_couples, "pairs": pairs, "wrong": wrong, "seed": seed}
+
+    def make(folder: Path) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        pipeline, error = _pretrained(seed, rng, progress)
+        pipeline.save_pretrained(folder / "model")
+        said = [c for c in captions() for _ in range(POOL)]
+        images = sample_images(pipeline, said, list(range(len(said))), SAMPLING, progress=progress)
+        (folder / "images").mkdir()
+        for n, image in enumerate(images):
+            image.save(folder / "images" / f"{n:04d}.png")
+        seen = features(said, images)
+        known, new = (_users(n, name, rng) for n, name in ((couples, "user"), (new_couples, "new")))
+        _write(folder / "users.json", known | new)
+        _choices(folder / "train.jsonl", known, pairs, wrong, seen, rng)
+        _choices(folder / "heldout.jsonl", new, pairs, 0.0, seen, rng)
+        rows = "".join(json.dumps({"prompt": c}) + "\n" for c in captions())
+        (folder / "prompts.jsonl").write_text(rows, encoding="utf-8")
+        return {"denoising_error": error, "spread": seen.std(0).round(3).tolist()}
+
+    return build_once("tastes", version=VERSION, settings=settings, make=make, cache=cache)
+
+
+def tastes(world: World) -> dict[str, list[float]]:
+    """User -> taste [3], a direction in hue, brightness and size; names of a couple end in a and b."""
+    return json.loads((world.root / "users.json").read_text(encoding="utf-8"))
+
+
+def _users(couples: int, name: str, rng: np.random.Generator) -> dict[str, list[float]]:
+    found = {}
+    for n in range(couples):
+        h = rng.standard_normal(3)
+        h /= np.linalg.norm(h)
+        found |= {f"{name}{n:02d}a": h.tolist(), f"{name}{n:02d}b": (-h).tolist()}
+    return found
+
+
+def _choices(
+    path: Path,
+    users: Mapping[str, Sequence[float]],
+    pairs: int,
+    wrong: float,
+    seen: np.ndarray,
+    rng: np.random.Generator,
+) -> None:
+    """Each user's pairs out of the pool: two different pictures of one caption, chosen by liking."""
+    texts, rows = captions(), []
+    for user, taste in users.items():
+        for _ in range(pairs):
+            which = int(rng.integers(len(texts)))
+            two = which * POOL + rng.choice(POOL, 2, replace=False)
+            better = np.argmax(seen[two] @ np.asarray(taste)) ^ int(rng.random() < wrong)
+            files = [f"images/{two[i]:04d}.png" for i in (better, 1 - better)]
+            rows.append({"prompt": texts[which], "chosen": files[0], "rejected": files[1], "user": user})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _pretrained(seed: int, rng: np.random.Generator, progress: bool) -> tuple[Any, float]:
+    pipeline = tiny_pipeline(seed)
+    model = image_model(pipeline, source="tastes")
+    texts = captions()
+    numbers = rng.integers(len(texts), size=DRAWN)
+    pictures = np.stack([drawn(texts[n], rng) for n in numbers])
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        error = fit_denoiser(
+            model, model.encode_images(pixels), torch.from_numpy(numbers), texts, torch.Generator().manual_seed(seed),
+            steps=STEPS, batch=BATCH, rate=RATE, dropout=DROPOUT, progress=progress, name="tastes: denoiser",
+        )  # fmt: skip
+    return pipeline, error
+
+
+def tiny_pipeline(seed: int = 0) -> Any:
+    """An untrained Stable Diffusion pipeline of 8x8 colour pictures, with attention to the text in three places."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    from ...models.pixels import ColourPixels
+
+    tokenizer = word_tokenizer({word for text in captions() for word in text.split()}, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=SIDE,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=WIDTH,
+            attention_head_dim=8,
+            norm_num_groups=8,
+        )
+        pipeline: Any = StableDiffusionPipeline(
+            vae=ColourPixels(),  # type: ignore[arg-type]
+            text_encoder=text_encoder(tokenizer, WIDTH),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=sd_scheduler(),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
