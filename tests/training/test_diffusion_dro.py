@@ -171,7 +171,7 @@ def test_the_best_images_become_experts():
         best_images([Example("p", ("a",), (), {}, file="x", row=1)], 2, ["x"])
 
 
-def refused(match, models, data, tmp_path, **sections):
+def refused(match, models, data, tmp_path, /, **sections):
     with pytest.raises(PrefoptError, match=match):
         train(config(models["sd"], data, tmp_path / "run", **sections))
 

@@ -7,7 +7,7 @@ policy of the moment was rolled out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Steps:
     landing: int
     condition: Mapping[str, Tensor]  # "text" [L, D], "pooled" [E], "time_ids" [6]
     pairs: Sequence[tuple[int, int]] = ((0, 1),)  # (better, worse)
-    notes: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # "tie": one per pair
+    notes: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # "tie": one per pair, "advantage": one per step
 
 
 @dataclass
@@ -74,6 +74,7 @@ class TransitionScorer:
     eta, guidance   of the sampler that made them; guidance stands inside the density, for both networks
     reference       a frozen network; None: the policy with its adapters switched off
     generation      the name under which a method asks for such steps
+    notes           annotations that the steps carry
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TransitionScorer:
         guidance: float,
         generation: str,
         reference: nn.Module | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         refuse_flows(schedule)
         if not 0 < eta <= 1:
@@ -97,10 +99,11 @@ class TransitionScorer:
             raise PrefoptError("the reference network is trainable; freeze it (requires_grad_(False)) before scoring")
         self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
         self.eta, self.guidance, self.generation, self.reference = eta, guidance, generation, reference
+        self.notes = set(notes)
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", f"generation:{self.generation}"}
-        return scores | {"notes:pairs", "notes:group", "notes:tie"}
+        return scores | {"notes:pairs", "notes:group", *(f"notes:{name}" for name in self.notes)}
 
     def shapes(self, needs: Needs) -> Shapes:
         """Steps have no features."""

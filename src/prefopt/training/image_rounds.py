@@ -73,8 +73,8 @@ class ImageRounds:
     def pixels(self, latents: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1]."""
         vae = self.model.pipeline.components.get("vae")
-        if vae is not None and vae.device != latents.device:
-            vae.to(latents.device)
+        if vae is not None:
+            vae.to(latents.device, torch.float32 if vae.config.get("force_upcast") else vae.dtype)
         return torch.cat([self.model.decode_latents(x) for x in latents.split(16)]).clamp(-1, 1)
 
     def text(self, which: Sequence[int]) -> list[str]:
@@ -87,7 +87,7 @@ class TrajectoryRounds(ImageRounds):
     reward: of final pictures; None: people mark them.
     """
 
-    notes: ClassVar[Mapping[str, Sequence[Any]]] = {"tie": [False]}
+    notes: ClassVar[Mapping[str, Sequence[Any]]] = {"tie": [False], "advantage": [0.0, 0.0]}
 
     def __init__(self, of: Sources, how: Trajectories, reward: Reward | None):
         super().__init__(of, how)
@@ -118,6 +118,8 @@ class TrajectoryRounds(ImageRounds):
         scores = self._marks(number, which.tolist(), folder) if given is None else given
         examples: list[Steps] = []
         verdicts = []
+        gain = scores.mean(-1) - scores.mean((1, 2))[:, None]
+        gain = (gain / gain.square().mean().sqrt().clamp(min=1e-12)).float()
         for place in range(len(states)):
             for a, b in combinations(range(self.how.samples), 2):
                 better = int(verdict(scores[place, a], scores[place, b]))
@@ -125,7 +127,8 @@ class TrajectoryRounds(ImageRounds):
                 first, second = (a, b) if better >= 0 else (b, a)
                 condition = self.prompts[int(which[place])].condition
                 both = states[place, [first, second]]  # [2, S + 1, C, H, W]
-                examples += self._steps(both, condition, not better, (number, place, a, b))
+                notes = {"tie": [not better], "advantage": gain[place, [first, second]].tolist()}
+                examples += self._steps(both, condition, notes, (number, place, a, b))
         spread = scores.amax(1) - scores.amin(1)
         if not any(verdicts):
             low, high = scores.min().item(), scores.max().item()
@@ -136,10 +139,10 @@ class TrajectoryRounds(ImageRounds):
         ties = verdicts.count(0) / len(verdicts)
         return Made(examples, {"reward": scores.mean().item(), "spread": spread.mean().item(), "ties": ties})
 
-    def _steps(self, both: Tensor, condition: Any, tie: bool, place: tuple[int, ...]) -> list[Steps]:
+    def _steps(self, both: Tensor, condition: Any, notes: Any, place: tuple[int, ...]) -> list[Steps]:
         kept = np.sort(np.random.default_rng((self.seed, *place)).permutation(self.how.steps)[: self.how.kept])
         t, to = self.grid.t.tolist(), self.grid.to.tolist()
-        return [Steps(both[:, i], both[:, i + 1], t[i], to[i], condition, notes={"tie": [tie]}) for i in kept.tolist()]
+        return [Steps(both[:, i], both[:, i + 1], t[i], to[i], condition, notes=notes) for i in kept.tolist()]
 
     def _marks(self, number: int, which: list[int], folder: Path) -> Tensor:
         """[B, k, K] of people; Waiting where they have not marked yet."""

@@ -46,7 +46,7 @@ def transition_task(config: RunConfig, method: Method) -> Task:
     for part in model.frozen.values():
         part.to("cpu")
     identity = fingerprint({"denoiser": model.denoiser})
-    kind = reference_kind(config)
+    kind = reference_kind(config) if "scores:reference" in needs else None
     frozen = frozen_reference(config, model) if kind == "frozen" else None
     net = make_trainable(model, None if config.model.adapter is None else config.model.adapter.model_dump())
     if kind == "adapter_off":
@@ -63,15 +63,17 @@ def transition_task(config: RunConfig, method: Method) -> Task:
         guidance=given["guidance"],
         generation=name,
         reference=frozen,
+        notes=maker.notes,
     )
     other = identity if config.reference.path is None else fingerprint({"denoiser": frozen})  # type: ignore[dict-item]
     record: dict[str, Any] = {
         "data": data.record,
         "model": {"path": config.model.path, "kind": model.kind, "prediction": model.schedule.prediction}
         | {"fingerprint": identity},
-        "reference_is_start": config.reference.path is None,
-        "reference": {"kind": kind, "identity": other},
+        "reference_is_start": kind is not None and config.reference.path is None,
     }
+    if kind is not None:
+        record["reference"] = {"kind": kind, "identity": other}
 
     mean = averaged(config, net)
 
