@@ -184,8 +184,10 @@ def generate(
     seed: int = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
     reward: Annotated[
-        str | None, typer.Option(help="score the samples: the file is then a ranked-list data set")
+        list[str] | None,
+        typer.Option(help="score the samples: the file is then a ranked-list data set (images: given again, votes)"),
     ] = None,
+    grid: Annotated[int, typer.Option(min=0, help="images: grid.png of the pictures of the first prompts")] = 8,
     negative: Annotated[
         str | None, typer.Option(help="images: a model whose network is the negative branch of guidance")
     ] = None,
@@ -211,7 +213,7 @@ def generate(
 
         pictures = ImageSampling(steps, guidance, batch_size or 16)
         who = {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
-        count = generate_images(model, data, output, number, seed, pictures, reward, negative, **who)
+        count = generate_images(model, data, output, number, seed, pictures, reward or (), negative, grid, **who)
     elif negative or user or user_pairs or prompt_only:
         raise PrefoptError(
             f"--negative, --user, --user-pairs and --prompt-only are for diffusion models; {model} is none"
@@ -220,8 +222,15 @@ def generate(
         from .rollout.text import Sampling
 
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, number, seed, batch_size)
-        count = generate_text(model, data, output, sampling, reward)
+        count = generate_text(model, data, output, sampling, _one(reward))
     out.print(f"{count} prompts sampled into {output}", soft_wrap=True)
+
+
+def _one(reward: list[str] | None) -> str | None:
+    """Texts are scored by one reward."""
+    if len(reward or ()) > 1:
+        raise PrefoptError(f"--reward is given {len(reward or ())} times; texts are scored by one")
+    return reward[0] if reward else None
 
 
 @app.command(name="eval")
@@ -229,7 +238,15 @@ def eval_(
     run: Annotated[str, typer.Argument(help="run folder, or with --against any model")],
     against: Annotated[str | None, typer.Option(help="the model to compare with; default: the run's start")] = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="held-out data; default: the run's own")] = None,
-    reward: Annotated[str | None, typer.Option(help="module:function, file.py:function or reward model folder")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="module:function, file.py:function, reward model folder, or KIND:FOLDER of pictures, which take several"
+        ),
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="images: CLIPModel folder whose embeddings tell how diverse pictures are")
+    ] = None,
     judge: Annotated[str | None, typer.Option(help="module:function or file.py:function (prompts, a, b)")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")
@@ -250,17 +267,18 @@ def eval_(
     from .rollout.text import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, n=number)
-    options: dict[str, Any] = {"reward": reward, "judge": judge, "sampling": sampling, "limit": limit}
+    options: dict[str, Any] = {"judge": judge, "sampling": sampling, "limit": limit}
     if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
         if output is not None:
             raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
-        found = evaluate_run(run, against=against, data=data, negative=negative, **options)
-    elif negative is not None:
-        raise PrefoptError(f"--negative needs a run folder, {run} is none")
+        more = {"negative": negative, "features": features, "reward": reward}
+        found = evaluate_run(run, against=against, data=data, **more, **options)
+    elif negative is not None or features is not None:
+        raise PrefoptError(f"--negative and --features need a run folder of pictures, {run} is none")
     else:
         if against is None or data is None or output is None:
             raise PrefoptError(f"{run} is not a run folder: give --against MODEL, --data FILE and --output FOLDER too")
-        found = evaluate(run, against, data, output, **options)
+        found = evaluate(run, against, data, output, reward=_one(reward), **options)
     if as_json:
         print(json.dumps(found, indent=2))
     else:

@@ -23,9 +23,9 @@ def folder_without_data(p: Place) -> list[str]:
     return p.train(data=p.tmp / "empty-folder")
 
 
-@bad("pairs.txt", "unknown data format", ".parquet")
+@bad("pairs.doc", "unknown data format", ".parquet")
 def unknown_suffix(p: Place) -> list[str]:
-    return p.train(data=p.file("pairs.txt", "a\n"))
+    return p.train(data=p.file("pairs.doc", "a\n"))
 
 
 @bad("data.jsonl", "no row")

@@ -95,7 +95,7 @@ def test_broken_rows_are_named(tmp_path: Path) -> None:
     ("a.jsonl.gz", b"junk", "cannot be read"),
     ("a.jsonl.gz", gzip.compress(b'{"prompt": "q"}\n' * 999, mtime=0)[:-20], "is it complete"),
     ("a.jsonl", b"", "holds no rows"),
-    ("a.txt", b"hello", "unknown data format"),
+    ("a.doc", b"hello", "unknown data format"),
 ])  # fmt: skip
 def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)

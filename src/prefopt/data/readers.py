@@ -33,7 +33,7 @@ class Row:
     fault: str | None = None  # why the row could not even be parsed
 
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -59,7 +59,8 @@ def expand(path: str) -> list[str]:
     if where.is_dir():
         if is_saved_dataset(where):
             return [str(where)]
-        files = sorted(str(f) for f in where.iterdir() if f.is_file() and _suffix(f) in SUFFIXES)
+        data = [s for s in SUFFIXES if s != ".txt"]  # a folder's texts may be anything
+        files = sorted(str(f) for f in where.iterdir() if f.is_file() and _suffix(f) in data)
         if not files:
             raise PrefoptError(
                 f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}) and is no datasets folder"
@@ -102,7 +103,7 @@ def _read(file: str, split: str, subset: str | None, progress: Callable[[int], A
     if not path.is_file():
         yield from _read_dataset(file, split, subset)
         return
-    read = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}.get(
+    read = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow, ".txt": _prompts}.get(
         _suffix(path), _json_lines
     )
     with open(path, "rb") as raw:
@@ -135,6 +136,13 @@ def _json_lines(stream: Any, path: Path) -> Parsed:
             yield json.loads(line), None
         except ValueError as error:
             yield None, f"is no JSON ({error})"
+
+
+def _prompts(stream: Any, path: Path) -> Parsed:
+    """A prompt in each line; empty lines are none."""
+    for line in io.TextIOWrapper(stream, encoding="utf-8-sig"):
+        if line.strip():
+            yield {"prompt": line.strip()}, None
 
 
 def _json(stream: Any, path: Path) -> Parsed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from prefopt.data.prepare import prompt_key
 from prefopt.data.rule import Ledger
 from prefopt.data.source import read_examples
 from prefopt.errors import PrefoptError
-from prefopt.evaluation.images import compare_images
+from prefopt.evaluation.image_measures import encoder_of, ordered, scored, spread
+from prefopt.evaluation.run import Rewards
 from prefopt.files import write_atomically
 from prefopt.models.opening import open_pipeline
-from prefopt.rewards.load import Reward, load_reward
+from prefopt.rewards.load import load_reward
 from prefopt.rollout.images import ImageSampling, sample_images
 
 SEEDS = 4  # pictures of each prompt
@@ -31,19 +32,25 @@ def evaluate_image_run(
     config: RunConfig,
     against: str | None,
     data: str | None,
-    reward: str | Callable[..., Any] | None,
+    reward: Rewards,
     limit: int | None,
     progress: bool,
     sampling: ImageSampling | None = None,
     negative: str | None = None,
+    features: str | None = None,
 ) -> dict[str, Any]:
     """Writes images/*.png, images.jsonl and evaluation.json into the run folder; see `run.evaluate_run`.
 
+    reward: one or several; the first is the headline, and each of its objectives is told apart (a world's breakdown).
+    features: a CLIPModel folder whose embeddings say how diverse the pictures of a prompt are; by default that of the
+    first scorer that has one, and distances of pixels in any case. Held-out pairs are ordered by the implicit reward.
     negative: a model whose denoiser is the negative branch of the evaluated model's guidance; the run folder itself: the
     run trained the negative network, and what is evaluated is its start, so guided.
     """
     sampling = sampling or ImageSampling(size=config.denoising.resolution)
-    rewards = None if reward is None else load_reward(reward)
+    given = list(reward) if isinstance(reward, (list, tuple)) else [] if reward is None else [reward]
+    rewards = [load_reward(r) for r in given]
+    encoder = encoder_of(features, rewards)
     prompts = _prompts(config.data, data, limit)
     rows = [(p, seed) for p in prompts for seed in range(SEEDS)]
     texts, seeds = [p for p, _ in rows], [seed + SEEDS * i for i, (_, seed) in enumerate(rows)]
@@ -61,7 +68,10 @@ def evaluate_image_run(
         | ({} if negative is None else {"negative": negative}),
         "notes": [],
     }
-    values = _values(rewards, texts, pictures, numbers) if rewards is not None else {}
+    values = scored(rewards, texts, pictures, numbers)
+    spread(texts, pictures, encoder, numbers)
+    if not own:
+        numbers |= ordered(folder, start, config, data, limit, numbers["notes"])
     _write(folder, texts, seeds, pictures, values)
     write_atomically(folder / "evaluation.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
     return numbers
@@ -79,22 +89,6 @@ def _prompts(data: DataConfig, other: str | None, limit: int | None) -> list[str
     if not found:
         raise PrefoptError(f"{', '.join(paths)}: no prompt to evaluate on; {ledger.rows} rows were read")
     return list(found.values())
-
-
-def _values(
-    reward: Reward, texts: Sequence[str], pictures: dict[str, list[Any]], numbers: dict[str, Any]
-) -> dict[str, list[float]]:
-    values = {side: reward(texts, images, missing=True) for side, images in pictures.items()}
-    known = {id(images): values[side] for side, images in pictures.items()}
-    comparison = compare_images(texts, pictures["before"], pictures["after"], lambda _, images: known[id(images)])
-    found = comparison.to_json()
-    wins = np.sign(np.subtract(values["after"], values["before"]))
-    counts = {name: int((wins == sign).sum()) for name, sign in (("wins", 1), ("ties", 0), ("losses", -1))}
-    numbers["settings"]["reward"] = reward.name
-    numbers["reward"] = {"start": found["before"], "policy": found["after"], "gain": found["gain"]}
-    numbers["win_rate"] = found["win_rate"] | counts
-    numbers["diversity"] = {"pixel_distance": {"start": found["diversity_before"], "policy": found["diversity_after"]}}
-    return values
 
 
 def _write(

@@ -69,6 +69,20 @@ def diversity(images: Sequence[Any], groups: Sequence[int] | np.ndarray) -> Esti
     return mean(values, reason="fewer than two pictures")
 
 
+def feature_distance(features: np.ndarray, groups: Sequence[int] | np.ndarray) -> Estimate:
+    """Mean of 1 - cos between the features [n, D] of two pictures of one prompt, averaged over prompts.
+
+    Prompts with a single picture are dropped and counted.
+    """
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    values = []
+    for group in np.unique(groups):
+        x = unit[np.asarray(groups) == group]
+        distance = [1 - float(a @ b) for n, a in enumerate(x) for b in x[:n]]
+        values.append(np.mean(distance) if distance else np.nan)
+    return mean(values, reason="fewer than two pictures")
+
+
 @torch.no_grad()
 def implicit_accuracy(
     model: nn.Module, scorer: DenoisingScorer, examples: Any, *, draws: int = 10, batch_size: int = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from prefopt.rollout.text import Sampling
 from prefopt.training.run import make_method
 
 log = logging.getLogger("prefopt")
+Rewards = str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None
 LIMIT = 128
 SAMPLING = Sampling(n=4)
 
@@ -36,16 +37,18 @@ def evaluate_run(
     *,
     against: str | None = None,
     data: str | None = None,
-    reward: str | Callable[..., Any] | None = None,
+    reward: Rewards = None,
     judge: str | Callable[..., Any] | None = None,
     sampling: Sampling | None = None,
     limit: int | None = LIMIT,
     progress: bool = True,
     negative: str | None = None,
+    features: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run folder, or one of its checkpoints, against its start model on its held-out data.
 
-    `against` and `data` replace what the run's configuration says. negative: see `evaluate_image_run`. Writes
+    `against` and `data` replace what the run's configuration says. reward: of pictures several, in a list. negative,
+    features: see `evaluate_image_run`. Writes
     evaluation.json and samples.jsonl into the folder and returns what evaluation.json holds. PrefoptError if the folder
     holds no trained model.
     """
@@ -55,9 +58,18 @@ def evaluate_run(
     if kind == "diffusion":
         from prefopt.evaluation.image_run import evaluate_image_run
 
-        return evaluate_image_run(folder, config, against, data, reward, limit, progress, negative=negative)
-    if negative is not None:
-        raise PrefoptError(f"a negative network guides diffusion models; {config.model.path} is a text model")
+        more = {"negative": negative, "features": features}
+        return evaluate_image_run(folder, config, against, data, reward, limit, progress, **more)
+    if negative is not None or features is not None:
+        raise PrefoptError(f"negative networks and features are of diffusion models; {config.model.path} is none")
+    if isinstance(reward, (list, tuple)):
+        if len(reward) > 1:
+            raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
+        reward = reward[0] if reward else None
+    if kind == "clip":
+        from prefopt.evaluation.preference_run import evaluate_preference_run
+
+        return evaluate_preference_run(folder, config, data, limit, progress)
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise PrefoptError(f"{folder} holds no trained model yet: let the run finish, or name one of its checkpoints")
     where = config.data if data is None else elsewhere(config.data, data)

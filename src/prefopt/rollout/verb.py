@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..config import ModelConfig, read_yaml
 from ..data.config import DataConfig
 from ..data.source import read_prompts
 from ..errors import PrefoptError
+from ..files import write_atomically
 from ..rewards.load import load_reward
 from .images import ImageSampling, sample_images
 from .samples import generate_file
@@ -60,33 +62,51 @@ def generate_images(
     number: int,
     seed: int,
     sampling: ImageSampling,
-    reward: str | None,
+    reward: Sequence[str] = (),
     negative: str | None = None,
+    shown: int = 0,
     **user: Any,
 ) -> int:
     """Pictures of every prompt as PNG files in the folder `output`, with images.jsonl beside them; goes on where it was.
 
-    negative: a model whose denoiser is the negative branch of guidance. user: for whom the pictures are, of a model that
+    Row by row {prompt, responses, seeds}, and of one reward `scores`, of several `scores` by name and `reward_scores`,
+    whose votes rankdpo reads. negative: a model whose denoiser is the negative branch of guidance. shown: the pictures of
+    so many prompts in grid.png too, a row for each. user: for whom the pictures are, of a model that
     knows users (see `open_pipeline`).
     """
     from ..models.opening import open_pipeline
 
     prompts = [str(e.prompt) for e in _prompts(data)]
-    scorer = None if reward is None else load_reward(reward)
+    scorers = [load_reward(r) for r in reward]
     output.mkdir(parents=True, exist_ok=True)
     job = {"model": model, "prompts": prompts, "n": number, "seed": seed, "sampling": asdict(sampling)}
     special = {k: v for k, v in ({"negative": negative} | user).items() if v}
-    done = _claimed(output, job | special)
-    pipeline = open_pipeline(model, **special)
     chunk = max(1, sampling.batch_size // number)
+    done = _claimed(output, job | special | ({"rewards": list(reward)} if reward else {}), chunk, len(prompts))
+    pipeline = open_pipeline(model, **special) if done < len(prompts) else None
     for start in range(done, len(prompts), chunk):
         part = prompts[start : start + chunk]
         texts = [p for p in part for _ in range(number)]
         seeds = [seed + (start + i) * number + j for i in range(len(part)) for j in range(number)]
         images = sample_images(pipeline, texts, seeds, sampling)
-        scores = [None] * len(images) if scorer is None else scorer(texts, images)
+        scores = {scorer.name: scorer(texts, images) for scorer in scorers}
         _write(output, texts, seeds, images, scores, number)
+    if shown:
+        _draw_grid(output, shown)
     return len(prompts) - done
+
+
+def _draw_grid(output: Path, shown: int) -> None:
+    """grid.png: a row of pictures for each of the first prompts."""
+    from PIL import Image
+
+    from .images import grid
+
+    rows = [json.loads(line) for line in (output / "images.jsonl").read_text(encoding="utf-8").splitlines()[:shown]]
+    pictures = [[Image.open(output / name).convert("RGB") for name in row["responses"]] for row in rows]
+    half = output / f".grid.{os.getpid()}.png"
+    grid(pictures, scale=max(1, 64 // min(pictures[0][0].size))).save(half)
+    os.replace(half, output / "grid.png")
 
 
 def _prompts(data: DataConfig) -> Sequence[Any]:
@@ -96,21 +116,28 @@ def _prompts(data: DataConfig) -> Sequence[Any]:
     return examples
 
 
-def _claimed(output: Path, job: dict[str, Any]) -> int:
-    """How many prompts are done; PrefoptError if the folder holds another job."""
+def _claimed(output: Path, job: dict[str, Any], chunk: int, total: int) -> int:
+    """How many prompts are done, in whole chunks (rounding depends on the company in a batch); what a crash left of
+    another is cut off. PrefoptError if the folder holds another job."""
     note = output / "job.json"
     if not note.exists():
         if any(output.iterdir()):
             raise PrefoptError(f"output {output} holds other files; nothing is overwritten: give a new folder")
-        note.write_text(json.dumps(job, indent=1))
+        write_atomically(note, json.dumps(job, indent=1))
     elif json.loads(note.read_text()) != job:
         raise PrefoptError(f"output {output} holds samples of another job (see job.json); give a new folder")
     rows = output / "images.jsonl"
-    return len(rows.read_text().splitlines()) if rows.exists() else 0
+    if not rows.exists():
+        return 0
+    with rows.open("r+b") as file:
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        done = len(lines) if len(lines) == total else len(lines) - len(lines) % chunk
+        file.truncate(sum(map(len, lines[:done])))
+    return done
 
 
 def _write(
-    output: Path, texts: list[str], seeds: list[int], images: list[Any], scores: Sequence[float | None], number: int
+    output: Path, texts: list[str], seeds: list[int], images: list[Any], scores: dict[str, list[float]], number: int
 ) -> None:
     """One row a prompt, in the ranked-list layout, appended after its pictures are on disk."""
     lines = []
@@ -120,8 +147,11 @@ def _write(
             names.append(f"{seeds[i]:08d}.png")
             images[i].save(output / names[-1])
         row: dict[str, Any] = {"prompt": texts[start], "responses": names, "seeds": seeds[start : start + number]}
-        if scores[start] is not None:
-            row["scores"] = list(scores[start : start + number])
+        found = {name: values[start : start + number] for name, values in scores.items()}
+        if len(found) == 1:
+            row["scores"] = next(iter(found.values()))
+        elif found:
+            row |= {"scores": found, "reward_scores": [list(each) for each in zip(*found.values(), strict=True)]}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     with (output / "images.jsonl").open("a") as f:
         f.writelines(lines)

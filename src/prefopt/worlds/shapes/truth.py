@@ -68,6 +68,19 @@ def reward(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
     return [float(np.mean(each)) for each in zip(*parts(prompts, images).values(), strict=True)]
 
 
+def checks(prompts: Sequence[str], images: Sequence[Any]) -> dict[str, list[float]]:
+    """Each objective as passed (1) or not (0), as GenEval's detector judges: at least 1/2 of the credit. "reward": all
+    four; "one object" and "two objects": the same of prompts of that kind, NaN for the others."""
+    each = {name: [float(v >= 0.5) for v in values] for name, values in parts(prompts, images).items()}
+    whole = [min(values) for values in zip(*each.values(), strict=True)]
+    counts = [len(parse(p).cells) for p in prompts]
+    skills = {
+        name: [w if c == n else float("nan") for w, c in zip(whole, counts, strict=True)]
+        for n, name in ((1, "one object"), (2, "two objects"))
+    }
+    return {"reward": whole, **each, **skills}
+
+
 def colour(prompts: Sequence[str], images: Sequence[Any]) -> list[float]:
     """How near the objects' colours are to the named one."""
     return parts(prompts, images)["colour"]
