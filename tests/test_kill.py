@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from prefopt.config import make
 from prefopt.training.run import train
+from tests.small_clip import save_clip
 
 ROOT = Path(__file__).parents[1]
 STATEFUL = '''
@@ -79,6 +80,8 @@ KINDS = {
     "pools": "train spo-step -m {image} -d {images} -o {out} rollout.reward={judge} method.steps=5 method.guidance=1 "
     "method.divert_start_step=1 method.threshold=0 rollout.prompts_per_round=4 rollout.batch_size=2 "
     "train.per_device_train_batch_size=8",
+    "judge of steps": "train clip-preference method.step_aware=true sources.base.path={image} -m {clip} -d {images} "
+    "-o {out} train.per_device_train_batch_size=2 train.num_train_epochs=2",
     "own path": "train diffusion-dro -m {image} -d {images} -o {out} method.steps=4 method.refresh=3 "
     "train.per_device_train_batch_size=2 train.num_train_epochs=2",
 }  # fmt: skip
@@ -95,10 +98,11 @@ class Chain:
         ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
-        image = kind in ("diffusion", "turns", "rounds", "pools", "own path")
+        image = kind in ("judge of steps", "diffusion", "turns", "rounds", "pools", "own path")
         self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short", "warm": f"{tmp / 'warm.py'}:warm"}
         self.names |= {name: f"{tmp / 'taste.py'}:{name}" for name in ("bright", "judge")}
         self.names["lists"] = tmp / "lists.jsonl"
+        self.names |= {"clip": save_clip(tmp / "clip")} if kind == "judge of steps" else {}
         self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
         self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
 
