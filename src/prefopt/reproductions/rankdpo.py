@@ -211,7 +211,8 @@ REPRODUCTION = Reproduction(
         "reward (brightness, or cleanness) with noise and a unit of their own. On the same lists, for equal steps, rate "
         "and beta: Diffusion-DPO on best and worst of random labels, on all pairs of one proxy, on all pairs by the "
         "votes, and RankDPO. Beside them a CLIP-type preference model "
-        "is trained from nothing on 2048 pairs of the world with Bradley-Terry labels (clip-preference). 512 pictures of each run from equal noise; NDCG on 128 held-out lists by the votes."
+        "is trained from nothing on 2048 pairs of the world with Bradley-Terry labels (clip-preference). "
+        "512 pictures of each run from equal noise; NDCG on 128 held-out lists by the votes."
     ),
     demands=(
         Demand("reward of RankDPO above the start", lambda m: m["rankdpo"]["reward"] - m["base"]["reward"], least=0.08),
