@@ -80,11 +80,24 @@ KINDS = {
     "pools": "train spo-step -m {image} -d {images} -o {out} rollout.reward={judge} method.steps=5 method.guidance=1 "
     "method.divert_start_step=1 method.threshold=0 rollout.prompts_per_round=4 rollout.batch_size=2 "
     "train.per_device_train_batch_size=8",
+    "teacher": "train self-npo -m {image} -d {images} -o {out} model.adapter.r=2 method.evaluations=3 method.ema=0.5 "
+    "train.per_device_train_batch_size=2 train.num_train_epochs=2",
+    "users": "train ppd -m {image} -d {people} -o {out} train.per_device_train_batch_size=2 train.num_train_epochs=2",
     "judge of steps": "train clip-preference method.step_aware=true sources.base.path={image} -m {clip} -d {images} "
     "-o {out} train.per_device_train_batch_size=2 train.num_train_epochs=2",
     "own path": "train diffusion-dro -m {image} -d {images} -o {out} method.steps=4 method.refresh=3 "
     "train.per_device_train_batch_size=2 train.num_train_epochs=2",
 }  # fmt: skip
+
+
+def with_users(pairs: Path, path: Path) -> Path:
+    """The same pairs, each with an embedding of whoever chose."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row |= {side: str(pairs.parent / row[side]) for side in ("chosen", "rejected")}
+        row["user_embedding"] = [[i % 3, 1.0], [0.5, i % 2]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 class Chain:
@@ -98,12 +111,14 @@ class Chain:
         ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
-        image = kind in ("judge of steps", "diffusion", "turns", "rounds", "pools", "own path")
+        image = kind in ("judge of steps", "diffusion", "turns", "rounds", "pools", "own path", "teacher", "users")
         self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short", "warm": f"{tmp / 'warm.py'}:warm"}
         self.names |= {name: f"{tmp / 'taste.py'}:{name}" for name in ("bright", "judge")}
         self.names["lists"] = tmp / "lists.jsonl"
         self.names |= {"clip": save_clip(tmp / "clip")} if kind == "judge of steps" else {}
         self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
+        if kind == "users":
+            self.names["people"] = with_users(self.names["images"], tmp / "people.jsonl")
         self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
 
     def job(self, name: str, **kill: Any) -> dict[str, Any]:

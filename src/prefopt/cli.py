@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .cli_common import Json, Overrides, data_config, err, out
 from .cli_data import data_app
+from .cli_images import merge
 from .errors import PrefoptError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command()(merge)
 
 
 @app.callback()
@@ -283,26 +285,6 @@ def eval_(
         print(json.dumps(found, indent=2))
     else:
         out.print(render_evaluation(found))
-
-
-@app.command()
-def merge(
-    base: Annotated[str, typer.Argument(help="pipeline folder or hub name whose weights are moved")],
-    negative: Annotated[str, typer.Argument(help="the network of dislikes: a pipeline, a LoRA's or a run's folder")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="a new pipeline folder")],
-    positive: Annotated[str | None, typer.Option(help="the aligned model that will be guided")] = None,
-    alpha: Annotated[float, typer.Option(help="share of the positive model's offset in the negative network")] = 1.0,
-    beta: Annotated[float, typer.Option(help="share of the negative network's own offset")] = 1.0,
-    guided: Annotated[
-        bool, typer.Option("--guided", help="write a two-network pipeline: the positive model with the merged negative")
-    ] = False,
-) -> None:
-    """Mix weights for two-network guidance: base + alpha (positive - base) + beta (negative - base)."""
-    from .models.merging import merge_folders
-
-    merge_folders(base, negative, output, positive=positive, alpha=alpha, beta=beta, guided=guided)
-    how = f"prefopt.pipelines.load('{output}')" if guided else f"prefopt generate MODEL --negative {output}"
-    out.print(f"merged into {output}; next: {how}", soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,36 +81,40 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
         bank=_bank(config, reference, schedule, noising),
         own_captions=f"conditions:{CAPTIONS}" in needs,
     )
-    record: dict[str, Any] = {
-        "data": data.record,
-        "model": {
-            "path": config.model.path,
-            "kind": model.kind,
-            "prediction": schedule.prediction,
-            "fingerprint": identity,
-        },
-        "reference_is_start": kind is not None and config.reference.path is None,
-    }
-    if kind is not None:
-        record["reference"] = {"kind": kind, "identity": reference}
-
+    record = {"data": data.record, "reference_is_start": kind is not None and own}
+    record |= {"model": _told(config, model, schedule, identity)}
+    record |= {} if kind is None else {"reference": {"kind": kind, "identity": reference}}
     mean = averaged(config, net)
+    moving: dict[str, Any] = {} if frozen is None else following(config.reference, frozen, net)
+    if teacher is not None and noising.teacher_rate is not None:
+        moving["teacher"] = Moving(teacher, noising.teacher_rate, noising.teacher_every).check(net)
+    save = _saver(config, model, mean, None if user is None else user["how"]["lam"])
+    return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving | mean)
+
+
+def _told(config: RunConfig, model: ImageModel, schedule: Schedule, identity: str) -> dict[str, Any]:
+    """What the record of a run says about its model."""
+    prediction = schedule.prediction
+    return {"path": config.model.path, "kind": model.kind, "prediction": prediction, "fingerprint": identity}
+
+
+def _saver(
+    config: RunConfig, model: ImageModel, mean: Mapping[str, Any], lam: float | None
+) -> Callable[[nn.Module, Path, dict[str, Any] | None], None]:
+    """How the result is written. lam: of a user branch, which then is all that is written, and the users beside it."""
 
     def save(trained: nn.Module, folder: Path, _: dict[str, Any] | None) -> None:
         for kept in mean.values():
             kept.into(trained)
         trained.to("cpu")
-        if user is None:
+        if lam is None:
             save_image_model(model, folder)
-        else:
-            save_user_branch(model.denoiser, folder, user["how"]["lam"])
-            if config.data.users is not None:
-                UserTable.load(config.data.users).save(folder)
+            return
+        save_user_branch(model.denoiser, folder, lam)
+        if config.data.users is not None:
+            UserTable.load(config.data.users).save(folder)
 
-    moving: dict[str, Any] = {} if frozen is None else following(config.reference, frozen, net)
-    if teacher is not None and noising.teacher_rate is not None:
-        moving["teacher"] = Moving(teacher, noising.teacher_rate, noising.teacher_every).check(net)
-    return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving | mean)
+    return save
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:
