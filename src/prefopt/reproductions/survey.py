@@ -178,6 +178,9 @@ REPRODUCTION = Reproduction(
         "three letters has a quarter of its average log-probability in its end token, so that such a method unlearns to end "
         "sooner; R-DPO's default alpha is made for answers of hundreds of tokens. The demand was left as the survey's "
         "vocabulary would have it.",
+        "On the judged seeds the chosen side was longer by more than on the pilot (1.55, 1.60 and 1.70 times for 1.52): how "
+        "long answers are differs between starts, and the dial had been set on one. The bounds were left; the last demand "
+        "fails by a third, whatever the second says.",
     ),
     keeps=("table.md",),
 )
