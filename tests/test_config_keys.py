@@ -415,3 +415,24 @@ def test_diagnostics(text_model: Path, pairs_file: Path, tmp_path: Path) -> None
         looks[key] = [{k: v for k, v in r.items() if k != "loss"} for r in rows if "properties/chosen" in r]
     same = [key for key in DIAGNOSTICS if looks[key] == looks[None]]
     assert same in ([], ["patience"])  # this run need not degrade: tests/training/test_properties.py has one that does
+
+
+@table("data.users")
+def test_users(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
+    from prefopt.annotation.users import build_users
+    from prefopt.training.diffusion_task import diffusion_task
+
+    given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
+    data = tmp_path / "users.jsonl"
+    rows = [
+        {**r, **{s: str(image_pairs.parent / r[s]) for s in ("chosen", "rejected")}, "user_id": "ann"} for r in given
+    ]
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    build_users(DataConfig(path=str(data)), tmp_path / "table", "one-hot", progress=False)
+    method = get_method("ppd")
+    with pytest.raises(PrefoptError, match=r"data\.users"):
+        diffusion_task(run_config(image_model, data, tmp_path), method)
+    task = diffusion_task(
+        run_config(image_model, data, tmp_path, data={"path": str(data), "users": str(tmp_path / "table")}), method
+    )
+    assert len(task.train) == len(rows)
