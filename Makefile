@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 WORKERS ?= auto
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test check format bench install clean
+.PHONY: demo test check format bench bench-images install clean
 
 demo: $(INSTALLED)  ## align the built-in world's model and open a report
 	HF_HUB_OFFLINE=1 $(BIN)/prefopt demo --output demo
@@ -24,6 +24,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## TRL and prefopt one after the other, in fresh processes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
+
+bench-images: $(INSTALLED)  ## diffusers' Diffusion-DPO example and prefopt one after the other, in fresh processes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.images
 
 install: $(INSTALLED)
 

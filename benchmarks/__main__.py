@@ -80,7 +80,7 @@ def run(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     (folder / "job.json").write_text(json.dumps(job))
     env = os.environ | {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
-        "PREFOPT_CACHE": str(folder / "cache"),  # nothing is warm
+        "PREFOPT_CACHE": job.get("cache") or str(folder / "cache"),  # nothing is warm unless it is asked for
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import time
@@ -17,19 +18,31 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.worked: list[float] = []  # processor time at the same moments
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.ends = [time.perf_counter()]
+        self.ends, self.worked = [time.perf_counter()], [time.process_time()]
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.worked.append(time.process_time())
 
     @property
     def seconds(self) -> list[float]:
         """Of every step but the first two, which warm up."""
-        return [b - a for a, b in zip(self.ends[2:], self.ends[3:], strict=False)]
+        return between(self.ends)
+
+    @property
+    def processor(self) -> list[float]:
+        """The same in processor time: of one thread, what a busy machine hardly changes."""
+        return between(self.worked)
+
+
+def between(ends: list[float]) -> list[float]:
+    """From the end of one step to that of the next, without the first two."""
+    return [b - a for a, b in itertools.pairwise(ends[2:])]
 
 
 def reset_peak() -> int:

@@ -69,6 +69,9 @@ ROWS: list[tuple[str, dict[str, Any], tuple[Any, Any, Any], dict[str, Any]]] = [
      {"step_score": [[1.0, 0.0]]}),
     ("step_pairs", {"prompt": "q", "chosen_steps": ["good"], "rejected_steps": ["bad"]}, TEXT,
      {"step_score": [[math.nan], [math.nan]]}),
+    ("step_dpo", {"prompt": "q", "initial_reason_steps": "so far. ", "chosen": "good", "rejected": "bad"},
+     ("q", ("so far. good", "so far. bad"), ((0, 1),)), {"wrong_step": [2.0]}),
+    ("step_dpo", {"prompt": "q", "initial_reason_steps": "", "chosen": "good", "rejected": "bad"}, TEXT, {"wrong_step": [1.0]}),
     ("prompts", {"prompt": "q", "id": 3}, ("q", (), ()), {}),
 ]  # fmt: skip
 

@@ -6,8 +6,9 @@ To add a layout, write one function `Fields -> Draft` under `@layout(name, colum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefopt.data import fields
@@ -42,6 +43,7 @@ class Layout:
         return all(c in values for c in self.columns) and self.when(values)
 
 
+SIDES = ("chosen", "rejected")
 LAYOUTS: dict[str, Layout] = {}
 """Every layout by name. `auto` takes the one with the most columns of those that fit, the first of equals."""
 
@@ -114,6 +116,16 @@ def step_pairs(f: Fields) -> Draft:
     """{"prompt": ..., "chosen_steps": [{"text": ..., "score": 0.9}, ...], "rejected_steps": [...]}"""
     sides = [steps_of(f.need(name), name) for name in ("chosen_steps", "rejected_steps")]
     return _stepped(f, sides, [(0, 1)])
+
+
+@layout("step_dpo", "prompt", "initial_reason_steps", "chosen", "rejected")
+def step_dpo(f: Fields) -> Draft:
+    """{"prompt": ..., "initial_reason_steps": the right steps so far, "chosen": the next step, "rejected": a wrong one}"""
+    before = f.text("initial_reason_steps") if f.has("initial_reason_steps") else ""
+    shared = [before] if before.strip() else []
+    sides = [([*shared, f.text(name)], [math.nan] * (1 + len(shared))) for name in SIDES]
+    draft = _stepped(f, sides, [(0, 1)])
+    return replace(draft, notes={"wrong_step": [1.0 + len(shared)]})
 
 
 @layout("steps", "prompt", "steps", when=lambda v: "responses" not in v)
