@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -351,29 +352,48 @@ def report(
     out.print(f"report: {path}", soft_wrap=True)
 
 
-def leave_processes() -> None:
-    """Close what connects several processes, as torch asks of a process before it ends."""
-    if "torch.distributed" in sys.modules:
-        import torch.distributed as dist
+def leave_processes(code: int) -> None:
+    """Close what connects several processes, as torch asks of a process before it ends, and end this one.
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    At once, once all is flushed: a thread of gloo's that lets go of its last tensor while the interpreter shuts down, or
+    that nobody has joined, aborts the process (exit code -6, now and then, on a busy machine).
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    several = dist.get_world_size() > 1
+    dist.destroy_process_group()
+    if several:
+        atexit._run_exitfuncs()  # logs, progress bars, trackers
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def main() -> None:
     """Entry point: a PrefoptError becomes one message and exit code 2, never a traceback."""
+    code = _answered()
+    leave_processes(code)
+    sys.exit(code)
+
+
+def _answered() -> int:
+    """Runs the command; its exit code."""
     try:
         app(standalone_mode=True)
     except PrefoptError as e:
         if os.environ.get("PREFOPT_DEBUG"):
             raise
-        if os.environ.get("RANK", "0") != "0":  # the main process says it
-            sys.exit(2)
-        err.print("[bold red]error:[/bold red] ", end="")
-        err.print(str(e), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        if os.environ.get("RANK", "0") == "0":  # the main process says it
+            err.print("[bold red]error:[/bold red] ", end="")
+            err.print(str(e), markup=False, highlight=False, soft_wrap=True)
+        return 2
     except KeyboardInterrupt:
         err.print("stopped; start the same command again to go on")
-        sys.exit(130)
-    finally:
-        leave_processes()
+        return 130
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(e.code is not None)
+    return 0
