@@ -215,3 +215,17 @@ def test_a_prompt_over_a_source_s_limit_says_what_to_do(text_model: Path, tmp_pa
         build_scores(data, {"sources": [str(text_model)]}, tmp_path / "out.jsonl", progress=False)
     cut = data.model_copy(update={"max_prompt_length": 2})
     assert build_scores(cut, {"sources": [str(text_model)]}, tmp_path / "out.jsonl", progress=False)["rows"] == 5
+
+
+def test_an_answer_past_a_source_s_positions_says_what_to_do(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "short"
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=4, n_embd=8, n_layer=1, n_head=1)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data = pairs(tmp_path / "d.jsonl")
+    with pytest.raises(
+        PrefoptError, match=r"row 1: cannot be scored by .*short: .* of its tokens, and it has 4 pos.*max_l"
+    ):
+        build_scores(data, {"sources": [str(folder)]}, tmp_path / "out.jsonl", progress=False)

@@ -58,3 +58,30 @@ def test_a_refusal_is_said_once(text_model: Path, pairs_file: Path, tmp_path: Pa
     assert done.returncode != 0
     assert done.stderr.count("holds other files") == 1
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keys", "made"),
+    [
+        ("sdpo", ["method.chunks=2", "method.kl_prompts=0"], 2),
+        (
+            "tgdpo-from-pairs",
+            ["method.first_train.max_steps=2"],
+            2,
+        ),  # its second run reads the first's log-probabilities
+    ],
+)
+def test_a_recipe_on_two_processes(
+    recipe: str, keys: list[str], made: int, text_model: Path, pairs_file: Path, tmp_path: Path
+) -> None:
+    given = [recipe, "-m", text_model, "-d", pairs_file, *KEYS, *keys]
+    one = start(1, *given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
+    two = start(2, *given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    assert two.stdout.count("finished") == 1
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("model.safetensors"))
+    assert len(files) >= made
+    for file in files:
+        a, b = (load_file(tmp_path / x / file) for x in ("one", "two"))
+        for key in a:
+            torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=2e-6)

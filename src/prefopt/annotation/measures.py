@@ -122,8 +122,21 @@ class LogProbability:
         from ..rollout.numbers import token_numbers
 
         encoded = [_encoded(self._encoder, e, self.name) for e in examples]
+        self._refuse_past_positions(examples, encoded)
         found = token_numbers(self._model, encoded, progress=False)
         return [[[float(x.sum(dtype="float64")), float(len(x))] for x in one["policy"]] for one in found]
+
+    def _refuse_past_positions(self, examples: Sequence[Example], encoded: Sequence[Any]) -> None:
+        from ..training.positions import learned_positions
+
+        limit = learned_positions(self._model)
+        for example, e in zip(examples, encoded, strict=True):
+            length = len(e.prompt_ids) + max(map(len, e.response_ids))
+            if limit is not None and length > limit:
+                raise PrefoptError(
+                    f"{example.origin}: cannot be scored by {self.name}: prompt and response are {length} of its tokens, "
+                    f"and it has {limit} positions; set data.max_length to {limit} or less"
+                )
 
     def close(self) -> None:
         self._model = None
