@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ENCODER = "prefopt.worlds.tastes:encode"
 PPD = {"name": "ppd", "beta": 500.0, "user_dropout": 0.1}
 TRAIN: dict[str, Any] = {
-    "max_steps": 400,
+    "max_steps": 250,
     "per_device_train_batch_size": 32,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
@@ -27,7 +27,7 @@ TRAIN: dict[str, Any] = {
     "save_strategy": "no",
 }
 DPO_RATE = 1e-4  # of all weights; the rate above is for the branch alone
-DRAWS = 8  # embeddings of a training user
+DRAWS = 16  # embeddings of a training user
 PICTURES = 32  # of each user
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SHOWN = 8
@@ -261,7 +261,7 @@ REPRODUCTION = Reproduction(
         "pictures, 5 % of the choices turned round; 10 further users are kept apart. An embedding is what the chosen has more "
         "than the rejected on average over four pairs, through a frozen random network (2 tokens of 16; it stands for a "
         "vision-language model). Diffusion-DPO without users, PPD with codes, PPD with embeddings, and PPD whose pairs are "
-        "said to be anyone's take 400 steps of 32 pairs. 32 pictures for each user, from equal noise."
+        "said to be anyone's take 250 steps of 32 pairs. 32 pictures for each user, from equal noise."
     ),
     demands=(
         Demand(
@@ -296,7 +296,7 @@ REPRODUCTION = Reproduction(
     steps=2 + len(ARMS) + 1 + (len(ARMS) - 1) + 1 + 2 + 1 + 1,
     remarks=(
         "The experiment was planned with 16x16 pictures, prompts of shapes and 2000 steps of 64 pairs; here 8x8, prompts of "
-        "places and 400 of 32.",
+        "places and 250 of 32.",
         "Liking of couples is opposite by construction, so one rank correlation serves both users of a mix.",
     ),
     keeps=("pictures.png",),
