@@ -67,6 +67,9 @@ def evaluate_run(
             raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
         reward = reward[0] if reward else None
     if kind == "clip":
+        for what, value in {"reward": reward, "judge": judge, "against": against}.items():
+            if value is not None:
+                raise PrefoptError(f"{what} has no effect: {folder} is a preference model, which is told by its pairs")
         from prefopt.evaluation.preference_run import evaluate_preference_run
 
         return evaluate_preference_run(folder, config, data, limit, progress)

@@ -119,13 +119,13 @@ def _prompts(data: DataConfig) -> Sequence[Any]:
 def _claimed(output: Path, job: dict[str, Any], chunk: int, total: int) -> int:
     """How many prompts are done, in whole chunks (rounding depends on the company in a batch); what a crash left of
     another is cut off. PrefoptError if the folder holds another job."""
-    note = output / "job.json"
+    note = output / "images.jsonl.job"  # no data file: the folder as a whole is read as data
     if not note.exists():
-        if any(output.iterdir()):
+        if any(not p.name.startswith(".") for p in output.iterdir()):  # hidden: what a kill may leave of the note
             raise PrefoptError(f"output {output} holds other files; nothing is overwritten: give a new folder")
         write_atomically(note, json.dumps(job, indent=1))
     elif json.loads(note.read_text()) != job:
-        raise PrefoptError(f"output {output} holds samples of another job (see job.json); give a new folder")
+        raise PrefoptError(f"output {output} holds samples of another job (see {note.name}); give a new folder")
     rows = output / "images.jsonl"
     if not rows.exists():
         return 0
