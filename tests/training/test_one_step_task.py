@@ -231,7 +231,40 @@ def test_from_the_command_line_to_pictures(place: Path, tmp_path: Path, monkeypa
     keys = [f"rollout.reward={place}/rewards.py:warm", "method.generator_time=399", "method.ema=0.9", *small]
     prefopt("train", "diff-instruct-star", "-m", place / "sd", "-d", prompts, "-o", run, *keys)
     prefopt("generate", run, "-p", prompts, "-o", tmp_path / "pictures", "--steps", 1, "--guidance", 0, "--limit", 3)
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+    assert len(list((tmp_path / "pictures").glob("0*.png"))) == 3
+
+
+HALVES: dict[str, dict[str, Any]] = {
+    "autocast": {"train": {"bf16": True}},
+    "loaded": {"model": {"dtype": "bfloat16"}},
+    "loaded, adapters": {"model": {"dtype": "bfloat16", "adapter": {"r": 2}}},
+    "recomputed": {"train": {"gradient_checkpointing": True}},
+}
+
+
+@pytest.mark.parametrize("sections", HALVES.values(), ids=HALVES)
+def test_half_precision_and_recomputed_activations(place: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
+    found = []
+    plain = {"model": {k: v for k, v in sections.get("model", {}).items() if k == "adapter"}}
+    for name, more in {"plain": plain, "other": sections}.items():
+        train(config(place, tmp_path / name, **more))
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        found.append([r["loss"] for r in rows if "loss" in r])
+    assert found[1] == pytest.approx(found[0], rel=0.03, abs=0.3 if "gradient" not in str(sections) else 1e-4)
+
+
+def test_held_out_prompts_and_what_a_run_costs(place: Path, tmp_path: Path) -> None:
+    data = {"eval_path": str(place / "prompts.jsonl"), "limit": 6}
+    cfg = config(place, tmp_path / "run", data=data)
+    cost = train(cfg, dry_run=True).estimate
+    assert cost is not None
+    one = sum(p.numel() for p in load_image_model(place / "sd").denoiser.parameters())
+    assert (cost.trainable, cost.parameters, cost.examples) == (2 * one, 2 * one, 6)
+    assert cost.flops > 0
+    train(cfg)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all({"eval_reward", "eval_log_y"} <= r.keys() for r in rows if "eval_loss" in r)
+    assert any("eval_loss" in r for r in rows)
 
 
 # ---- bad input

@@ -224,7 +224,7 @@ def refuse_noise(net: nn.Module) -> None:
 def with_checkpointing(net: nn.Module) -> None:
     """The trainer asks by transformers' names."""
 
-    def enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def enable(**_: Any) -> None:
         net.enable_gradient_checkpointing()  # type: ignore[operator]
 
     net.gradient_checkpointing_enable = enable  # type: ignore[assignment]
