@@ -88,7 +88,11 @@ def test_value_and_gradient_are_the_cards(how: dict[str, str], seed: int) -> Non
 def test_a_pair_of_the_card() -> None:
     """dL/ds_i = Delta beta sigmoid(beta (s_i - s_j)) and its negative."""
     s = torch.tensor([0.3, -0.1], dtype=D).requires_grad_()
-    of: dict[str, Any] = {"reference_errors": torch.zeros(2, dtype=D), "phi": torch.tensor([1.0, 0.0]), "group": torch.tensor([0, 0])}
+    of: dict[str, Any] = {
+        "reference_errors": torch.zeros(2, dtype=D),
+        "phi": torch.tensor([1.0, 0.0]),
+        "group": torch.tensor([0, 0]),
+    }
     loss = get_method("rankdpo", beta=2.0)(Responses.of(policy_errors=s, **of)).scalar
     delta = 1 * abs(1 / math.log(2) - 1 / math.log(3))
     (gradient,) = torch.autograd.grad(loss, s)
