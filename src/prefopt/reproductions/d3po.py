@@ -140,6 +140,10 @@ REPRODUCTION = Reproduction(
         "Pilot on seed 0, which is not judged: rate 3e-5 reaches 0.84 after 20 rounds, 1e-4 reaches 1.01 after 10 and 1.16 "
         "after 15, near the ceiling of 1.2, where methods cannot be told apart; so 10 rounds at 1e-4. Clipped ratios: up to "
         "11 %. The demands are those stated before any run.",
+        "The coin moved one seed. What was looked into: its verdicts agree with the truth in 49, 47 and 52 % of each "
+        "seed's 640 pairs, so it is fair; on seed 3 in 61 % of the first round's. At this rate 40 updates on noise take the "
+        "model somewhere (nearly all its pictures become distorted), on seed 3 towards brighter blobs. The rate was the "
+        "pilot's choice and above the 3e-5 of the planned experiment; it was not changed after the seeds were judged.",
         "Not shown: marks by people, and the paper's comparison with DPOK.",
     ),
     keeps=("pictures.png",),

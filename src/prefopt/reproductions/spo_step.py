@@ -145,6 +145,8 @@ REPRODUCTION = Reproduction(
         "Pilot on seed 0, which is not judged: rate 1e-4 reaches 1.08 after 3 rounds; pools of early steps give a pair nine "
         "times in ten, those of the last two steps never: what they promise hardly varies any more. Random and best "
         "continuation did not differ in an earlier trial of the same size, so only that random is not worse is demanded.",
+        "The calls of the run in which the best goes on are not comparable: its roll-outs pick the best of every pool, so "
+        "their reward is not the model's.",
     ),
     keeps=("pictures.png",),
 )
