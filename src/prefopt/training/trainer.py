@@ -345,7 +345,7 @@ class Trainer(transformers.Trainer):
         if isinstance(self.model, transformers.PreTrainedModel):
             super()._issue_warnings_after_load(load_result)
         else:
-            checkpoints.check_loaded(self.model, load_result)
+            checkpoints.check_loaded(self.task.model, load_result)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
