@@ -274,7 +274,7 @@ def eval_(
     if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
         if output is not None:
             raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
-        more = {"negative": negative, "features": features, "reward": reward}
+        more: dict[str, Any] = {"negative": negative, "features": features, "reward": reward}
         found = evaluate_run(run, against=against, data=data, **more, **options)
     elif negative is not None or features is not None:
         raise PrefoptError(f"--negative and --features need a run folder of pictures, {run} is none")

@@ -57,7 +57,7 @@ class ColourPixels(GreyPixels):
         scaling_factor: float = 1.0,
         block_out_channels: tuple[int, ...] = (1,),
     ) -> None:
-        nn.Module.__init__(self)
+        super(GreyPixels, self).__init__()
         self.encoder, self.decoder = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False)
         with torch.no_grad():
             for conv in (self.encoder, self.decoder):

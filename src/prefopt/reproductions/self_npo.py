@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,18 +72,22 @@ def run(bench: Bench) -> Measurements:
             "data": {"path": world["train"]},
             "train": TRAIN | {"seed": bench.seed},
         }
-        negatives[name] = bench.once(name, lambda n=name, c=content: str(bench.train(n, c)))
+        negatives[name] = bench.once(name, partial(_trained, bench, name, content))
     negatives["noise"] = bench.once("noise", lambda: _noise(start, str(negatives["npo"]), bench))
     found: dict[str, Any] = {}
     for arm in ARMS:
         for scale in SCALES:
             step = f"look-{arm}-{scale:g}"
-            found[step] = bench.once(step, lambda a=arm, s=scale, n=step: look(n, start, negatives[a], s))
+            found[step] = bench.once(step, partial(look, step, start, negatives[arm], scale))
     for name, model in (("base", start), ("npo", str(negatives["npo"]))):
-        found[f"alone-{name}"] = bench.once(f"alone-{name}", lambda n=name, m=model: look(f"alone-{n}", m, None, 1.0))
+        found[f"alone-{name}"] = bench.once(f"alone-{name}", partial(look, f"alone-{name}", model, None, 1.0))
     seconds = bench.once("seconds", lambda: {k: _timed(bench, world, n) for k, n in (("truncated", 6), ("full", 25))})
     _show(bench.folder, captions[:SHOWN])
     return _summary(found) | {"update_ratio": seconds["truncated"] / seconds["full"]}
+
+
+def _trained(bench: Bench, name: str, content: dict[str, Any]) -> str:
+    return str(bench.train(name, content))
 
 
 def _world(seed: int) -> dict[str, str]:

@@ -75,7 +75,7 @@ def tastes(world: World) -> dict[str, list[float]]:
 
 
 def _users(couples: int, name: str, rng: np.random.Generator) -> dict[str, list[float]]:
-    found = {}
+    found: dict[str, list[float]] = {}
     for n in range(couples):
         h = rng.standard_normal(3)
         h /= np.linalg.norm(h)

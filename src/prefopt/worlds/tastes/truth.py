@@ -47,7 +47,8 @@ def blob(place: str, hue: float, brightness: float, size: float, rng: np.random.
 
 def drawn(text: str, rng: np.random.Generator) -> np.ndarray:
     """A picture of a caption, everything else drawn from RANGES."""
-    return blob(place_of(text), *(rng.uniform(*RANGES[n]) for n in ("hue", "brightness", "size")), rng)
+    hue, brightness, size = (rng.uniform(*RANGES[n]) for n in ("hue", "brightness", "size"))
+    return blob(place_of(text), hue, brightness, size, rng)
 
 
 def place_of(text: str) -> str:
