@@ -63,11 +63,8 @@ def diff_instruct_star(
         alpha, x_0 = r.note("signal", "R", within=(1e-4, 1.0)), r.feature("clean", "R D")
         f_ref = (r.feature("noisy", "R D") + w[:, None] * s_star.detach()) / alpha[:, None]
         w = w.square() / (alpha.square() * (x_0 - f_ref).abs().mean(1).clamp(min=1e-5))
-
-    if distance == "kl":
-        pull = y.detach() * r.feature("noisy", "R D", grad=True)
-    else:
-        pull = -derivative(y.detach() if stop_grad_y else y, distance, c) * (s_psi - conditional)
+    direction = derivative(y.detach() if stop_grad_y else y, distance, c)
+    pull = y.detach() * r.feature("noisy", "R D", grad=True) if distance == "kl" else -direction * (s_psi - conditional)
     loss = Loss(regulariser=over_responses(w * pull.sum(1)), metrics={"log_y": y.detach().norm(dim=1).add(1e-12).log()})
     if guided and cfg == "outer":
         x_t = r.feature("noisy", "R D", grad=True)
