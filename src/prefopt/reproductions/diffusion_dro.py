@@ -125,6 +125,10 @@ REPRODUCTION = Reproduction(
         "A trial in two dimensions saw DRO behind SFT at small margins, because errors of single samples are noisy there "
         "and the hinge throws away half of the signal; so the margin is swept, and what is demanded against SFT is only that "
         "the best margin is not worse.",
+        "With the official snapshot (renewed after every update) the policy's own prediction is its goal, so the own half "
+        "has error and gradient zero in every step: it acts through the hinge alone, by what the reference misses there. So "
+        "a margin that never bites is SFT on the experts, number for number, and smaller ones are SFT with samples let go; "
+        "a gradient through the own half needs method.refresh above 1, which was not run here.",
     ),
     keeps=("pictures.png",),
 )
