@@ -112,7 +112,11 @@ class Chain:
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
         get = request.getfixturevalue
         image = kind in ("judge of steps", "diffusion", "turns", "rounds", "pools", "own path", "teacher", "users")
-        self.names = {"method": tmp / "tide.py", "reward": f"{tmp / 'taste.py'}:short", "warm": f"{tmp / 'warm.py'}:warm"}
+        self.names = {
+            "method": tmp / "tide.py",
+            "reward": f"{tmp / 'taste.py'}:short",
+            "warm": f"{tmp / 'warm.py'}:warm",
+        }
         self.names |= {name: f"{tmp / 'taste.py'}:{name}" for name in ("bright", "judge")}
         self.names["lists"] = tmp / "lists.jsonl"
         self.names |= {"clip": save_clip(tmp / "clip")} if kind == "judge of steps" else {}

@@ -143,7 +143,9 @@ def labels(
 def captions(
     path: Annotated[str, typer.Argument(help="file, folder or hub name with pairs of pictures")],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
-    way: Annotated[str, typer.Option(help="c: captions; p: the prompt and it perturbed; h: captions, the worse perturbed")],
+    way: Annotated[
+        str, typer.Option(help="c: captions; p: the prompt and it perturbed; h: captions, the worse perturbed")
+    ],
     overrides: Overrides = None,
     captioner: Annotated[
         str | None, typer.Option(help="image-to-text model folder, or module:function (images, prompts)")
@@ -157,7 +159,13 @@ def captions(
     """Write a caption for each picture of a pair, as DCPO needs them."""
     from .annotation.captions import build_captions
 
-    of: dict[str, Any] = {"way": way, "captioner": captioner, "perturber": perturber, "strength": strength, "seed": seed}
+    of: dict[str, Any] = {
+        "way": way,
+        "captioner": captioner,
+        "perturber": perturber,
+        "strength": strength,
+        "seed": seed,
+    }
     record = build_captions(data_config(path, overrides), output, **of)
     out.print(f"{record['rows']} pairs with captions in {output}", soft_wrap=True)
 

@@ -93,15 +93,21 @@ class DenoisingConfig(Section):
         "way of noising has",
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="what is saved is the running mean of the weights with this decay; None: the last weights"
+        None,
+        gt=0,
+        lt=1,
+        description="what is saved is the running mean of the weights with this decay; None: the last weights",
     )
     random_flip: bool = Field(False, description="flip images horizontally at random, each on its own")
     flow_sampling: Literal["logit_normal", "uniform"] = Field("logit_normal", description="of flow times")
     flow_shift: Positive | None = Field(None, description="time shift of flow models; None: the scheduler's own")
     timesteps: Literal["all", "turbo", "refiner"] = Field(
-        "all", description="turbo: the four of a distilled model, and a schedule that ends in pure noise; refiner: 0 .. 199"
+        "all",
+        description="turbo: the four of a distilled model, and a schedule that ends in pure noise; refiner: 0 .. 199",
     )
-    shared_noise: bool = Field(True, description="false: chosen and rejected are noised each by its own draw (an ablation)")
+    shared_noise: bool = Field(
+        True, description="false: chosen and rejected are noised each by its own draw (an ablation)"
+    )
     bank: int | None = Field(
         None,
         ge=1,

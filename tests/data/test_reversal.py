@@ -61,7 +61,11 @@ def test_ties_are_dropped_all_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("method", "why"),
-    [("self-npo", "reads no preferences"), ("triple-tpo", "the reverse of 'gold'"), ("tree-tpo", "the reverse of 'common_steps'")],
+    [
+        ("self-npo", "reads no preferences"),
+        ("triple-tpo", "the reverse of 'gold'"),
+        ("tree-tpo", "the reverse of 'common_steps'"),
+    ],
 )
 def test_where_it_has_no_meaning_it_is_refused(method, why):
     config = make({"method": method, "model": "m", "data": {"path": "d", "swap_preferences": True}, "output": "o"})

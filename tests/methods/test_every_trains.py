@@ -173,7 +173,9 @@ def test_images(name: str, adapter: bool, image_model: Path, image_pairs: Path, 
     captions |= who
     if asked or captions:
         given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
-        columns = captions | {f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))}
+        columns = captions | {
+            f"{side}_{note}": x for note in asked for side, x in (("chosen", 0.25), ("rejected", 0.15))
+        }
         files = [{s: str(image_pairs.parent / row[s]) for s in ("chosen", "rejected")} for row in given]
         image_pairs = tmp_path / "rows.jsonl"
         image_pairs.write_text("".join(json.dumps(r | f | columns) + "\n" for r, f in zip(given, files, strict=True)))

@@ -51,7 +51,15 @@ def test_needs_are_exactly_the_questions_asked(m, sparse):
         def _ask(self, kind, name, **spec):
             answer = super()._ask(kind, name, **spec)
             key = f"{kind}:{name}"
-            if answer is not None or kind in ("states", "modules", "statistics", "noising", "conditions", "generation", "turns"):
+            if answer is not None or kind in (
+                "states",
+                "modules",
+                "statistics",
+                "noising",
+                "conditions",
+                "generation",
+                "turns",
+            ):
                 asked[key] = asked.get(key, False) or bool(spec.get("grad"))
             return answer
 

@@ -63,7 +63,8 @@ class DataConfig(BaseModel):
         "network of guidance)",
     )
     users: str | None = Field(
-        None, description="folder of users' embeddings, made by `prefopt data build users`, for methods that read who chose"
+        None,
+        description="folder of users' embeddings, made by `prefopt data build users`, for methods that read who chose",
     )
     use: list[Used] = Field(default_factory=list, description="annotations that the method applies where it can")
     strings: Literal["auto", "chat", "plain"] = Field(

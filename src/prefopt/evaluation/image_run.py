@@ -48,7 +48,8 @@ def evaluate_image_run(
     run trained the negative network, and what is evaluated is its start, so guided.
     """
     sampling = sampling or ImageSampling(size=config.denoising.resolution)
-    given = list(reward) if isinstance(reward, (list, tuple)) else [] if reward is None else [reward]
+    one = isinstance(reward, str) or callable(reward)
+    given: list[Any] = [reward] if one else list(reward or ())  # type: ignore[arg-type]
     rewards = [load_reward(r) for r in given]
     encoder = encoder_of(features, rewards)
     prompts = _prompts(config.data, data, limit)

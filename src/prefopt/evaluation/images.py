@@ -79,7 +79,7 @@ def feature_distance(features: np.ndarray, groups: Sequence[int] | np.ndarray) -
     for group in np.unique(groups):
         x = unit[np.asarray(groups) == group]
         distance = [1 - float(a @ b) for n, a in enumerate(x) for b in x[:n]]
-        values.append(np.mean(distance) if distance else np.nan)
+        values.append(float(np.mean(distance)) if distance else np.nan)
     return mean(values, reason="fewer than two pictures")
 
 

@@ -58,11 +58,12 @@ def evaluate_run(
     if kind == "diffusion":
         from prefopt.evaluation.image_run import evaluate_image_run
 
-        more = {"negative": negative, "features": features}
-        return evaluate_image_run(folder, config, against, data, reward, limit, progress, **more)
+        return evaluate_image_run(
+            folder, config, against, data, reward, limit, progress, negative=negative, features=features
+        )
     if negative is not None or features is not None:
         raise PrefoptError(f"negative networks and features are of diffusion models; {config.model.path} is none")
-    if isinstance(reward, (list, tuple)):
+    if isinstance(reward, Sequence) and not isinstance(reward, str):
         if len(reward) > 1:
             raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
         reward = reward[0] if reward else None

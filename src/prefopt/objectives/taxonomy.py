@@ -157,7 +157,16 @@ def needs_of(questions: Mapping[str, Mapping[str, Any]]) -> set[str]:
     return found
 
 
-ANSWERED_ON_IMAGES = ("scores:policy", "scores:reference", "noising:", "conditions:", "notes:", "states:", "modules:", "statistics:")
+ANSWERED_ON_IMAGES = (
+    "scores:policy",
+    "scores:reference",
+    "noising:",
+    "conditions:",
+    "notes:",
+    "states:",
+    "modules:",
+    "statistics:",
+)
 
 
 def modality_of(questions: Mapping[str, Mapping[str, Any]], family: str) -> list[str]:

@@ -153,13 +153,17 @@ class DenoisingScorer:
         self.notes, self.further, self.own_captions = set(notes), dict(further), own_captions
         self.bank = bank
         if bank is not None and not self.noising.fixed:
-            raise PrefoptError(f"there is no bank of fixed draws: '{self.noising.name}' depends on the policy of the moment")
+            raise PrefoptError(
+                f"there is no bank of fixed draws: '{self.noising.name}' depends on the policy of the moment"
+            )
         self.noising.check(schedule)
         self._require(self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
-        ways = {f"noising:{name}" for name in NOISINGS} | {f"extras:{way.apart}" for way in NOISINGS.values() if way.apart}
+        ways = {f"noising:{name}" for name in NOISINGS} | {
+            f"extras:{way.apart}" for way in NOISINGS.values() if way.apart
+        }
         ways |= {"notes:flow_signal"} if self.schedule.prediction == "flow" else set()
         ways |= {f"conditions:{name}" for name in (*self.further, *(["captions"] if self.own_captions else []))}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
@@ -282,7 +286,9 @@ class DenoisingScorer:
                 scores["reference"] = self._kept(batch, partial(self._by_reference, model, errors, condition), precise)
         if "scores:policy" in needs:
             scores["policy"] = errors(model, condition)
-        parts = dict(zip(sizes, torch.arange(sum(sizes.values()), device=group.device).split([*sizes.values()]), strict=True))
+        parts = dict(
+            zip(sizes, torch.arange(sum(sizes.values()), device=group.device).split([*sizes.values()]), strict=True)
+        )
         return {part: {name: x[rows] for name, x in scores.items()} for part, rows in parts.items()}
 
     def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:

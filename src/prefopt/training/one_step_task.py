@@ -44,7 +44,9 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
     data = prepare_prompts(config.data, model)
     if reward is not None:
         pixels = (model.denoiser.config.in_channels if "vae" not in model.frozen else 3, *[model.resolution] * 2)
-        check_differentiable(reward, str(config.rollout.reward), pixels, [str(e.prompt) for e in data.train.examples[:2]])
+        check_differentiable(
+            reward, str(config.rollout.reward), pixels, [str(e.prompt) for e in data.train.examples[:2]]
+        )
     identity = {
         "model": fingerprint({"denoiser": model.denoiser}),
         "reference": fingerprint({"denoiser": other.denoiser}),
