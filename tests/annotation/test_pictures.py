@@ -168,7 +168,7 @@ def test_a_caption_model_and_a_paraphraser_of_transformers(pairs: Path, tmp_path
         ({"way": "c", "captioner": "nowhere:say"}, "no Python module"),
         ({"way": "p", "perturber": lambda t, s: [None] * len(t)}, "returned None for number 0"),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_refusals(of: dict[str, Any], words: str, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(PrefoptError, match=words):
