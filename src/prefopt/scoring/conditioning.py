@@ -34,7 +34,7 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
         pooled = condition["pooled"].to(dtype)
         out = denoiser(
             hidden_states=noisy,
-            timestep=time.to(dtype),
+            timestep=time.float(),  # near T = 1000 bfloat16 knows every fourth number only
             encoder_hidden_states=text,
             pooled_projections=pooled,
             return_dict=False,
