@@ -59,6 +59,32 @@ def test_kind_and_prediction_are_recognised(folders, kind, found, prediction):
     assert load_image_model(folders[kind], resolution=64).resolution == 64
 
 
+def test_a_vae_that_overflows_in_half_precision_decodes_in_float32():
+    model = image_model(tiny_pipeline("sdxl").to(torch.float16))
+    vae, seen = model.pipeline.vae, []
+    vae.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pixels = model.decode_latents(latents)
+    assert (seen[-1], vae.dtype, pixels.dtype) == (torch.float32, torch.float16, torch.float32)
+    with_gradient = latents.clone().requires_grad_()
+    model.decode_latents(with_gradient).square().sum().backward()
+    assert seen[-1] == torch.float32 and bool(with_gradient.grad.isfinite().all())
+    vae.to(torch.float16).register_to_config(force_upcast=False)
+    with torch.no_grad():
+        model.decode_latents(latents)
+    assert seen[-1] == torch.float16
+
+
+def test_flow_times_reach_a_bfloat16_network_unrounded():
+    model = image_model(tiny_pipeline("sd3").to(torch.bfloat16))
+    condition, seen = model.encode_captions([CAPTION]), []
+    model.denoiser.register_forward_pre_hook(lambda _, args, kw: seen.append(kw["timestep"]), with_kwargs=True)
+    with torch.no_grad():
+        predict(model.denoiser, "sd3", torch.zeros(1, 4, 8, 8), torch.tensor([997.3], dtype=torch.float64), condition)
+    torch.testing.assert_close(seen[0], torch.tensor([997.3]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_training_saves_a_pipeline_that_diffusers_loads(folders, tmp_path, kind):
     from diffusers import DiffusionPipeline

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,25 +89,23 @@ class ImageModel:
         vae = self.pipeline.components.get("vae")
         if vae is None:
             return pixels.float(), torch.zeros_like(pixels, dtype=torch.float32)
-        dtype = vae.dtype
-        overflows = dtype == torch.float16 and vae.config.get("force_upcast")  # SDXL's VAE in half precision
-        if overflows:
-            vae.to(torch.float32)
-        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        if overflows:
-            vae.to(dtype)
+        with _without_overflow(vae):
+            posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
         return (mean - self._shift(mean)) * self._scale(mean), std * self._scale(std)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Pixels [N, 3, H, W] (float32, about -1 to 1) of latents [N, C, h, w] in the denoiser's units; without VAE
-        they are the latents themselves."""
+        they are the latents themselves. The VAE goes to where the latents are."""
         vae = self.pipeline.components.get("vae")
         if vae is None:
             return latents.float()
         x = latents.float()
         x = x / self._scale(x) + self._shift(x)
-        return vae.decode(x.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        if vae.device != x.device:
+            vae.to(x.device)
+        with _without_overflow(vae, kept=x.requires_grad and torch.is_grad_enabled()):
+            return vae.decode(x.to(vae.dtype), return_dict=False)[0].float()
 
     def _shift(self, like: Tensor) -> Tensor | float:
         config = self.pipeline.vae.config
@@ -119,6 +118,20 @@ class ImageModel:
         if config.get("latents_std") is not None:
             return config.scaling_factor / torch.tensor(config.latents_std).to(like)[:, None, None]
         return config.scaling_factor
+
+
+@contextmanager
+def _without_overflow(vae: Any, kept: bool = False) -> Iterator[None]:
+    """The VAE in float32 where half precision overflows in it, as in SDXL's. kept: after it too, for a backward pass."""
+    dtype = vae.dtype
+    overflows = dtype == torch.float16 and vae.config.get("force_upcast")
+    if overflows:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if overflows and not kept:
+            vae.to(dtype)
 
 
 def load_image_model(

@@ -72,9 +72,6 @@ class ImageRounds:
 
     def pixels(self, latents: Tensor) -> Tensor:
         """[N, 3, H, W] in [-1, 1]."""
-        vae = self.model.pipeline.components.get("vae")
-        if vae is not None:
-            vae.to(latents.device, torch.float32 if vae.config.get("force_upcast") else vae.dtype)
         return torch.cat([self.model.decode_latents(x) for x in latents.split(16)]).clamp(-1, 1)
 
     def text(self, which: Sequence[int]) -> list[str]:
