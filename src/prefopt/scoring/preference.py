@@ -13,7 +13,7 @@ from ..models.diffusion import ImageModel
 from ..models.preference import as_clip_reads
 from ..objectives.scores import Scores
 from .base import PREDICTED, Draw, Needs, Scored, Shapes
-from .conditioning import predict
+from .conditioning import guided
 from .denoising import DenoisingScorer, ImageBatch, joined_notes
 from .schedules import noised, split
 
@@ -73,14 +73,9 @@ class Predicted:
         signal, sigma = batch.signal.float()[group], batch.sigma.float()[group]
         seen = noised(batch.latents, batch.noise[group], signal, sigma)
         time = batch.time[group]
-        answer = predict(net, self.model.kind, seen, time, {n: x[group] for n, x in batch.condition.items()})
-        if self.guidance != 1:
-            empty = {n: x.to(device).expand(len(seen), *x.shape) for n, x in self.draws.empty.items()}
-            without = predict(net, self.model.kind, seen, time, empty)
-            answer = without + self.guidance * (answer - without)
+        condition = {n: x[group] for n, x in batch.condition.items()}
+        answer = guided(net, self.model.kind, seen, time, condition, self.draws.empty, self.guidance)
         clean, _ = split(self.model.schedule.prediction, answer.float(), seen, signal, sigma)
-        for part in self.model.frozen.values():
-            part.to(device)
         return self.model.decode_latents(clean), time
 
 
