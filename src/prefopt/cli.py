@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .cli_common import Json, Overrides, data_config, err, out
+from .cli_common import Json, Overrides, PromptOnly, User, UserPairs, data_config, err, leave_processes, out
 from .cli_data import data_app
 from .cli_images import merge
 from .errors import PrefoptError
@@ -194,11 +193,9 @@ def generate(
     negative: Annotated[
         str | None, typer.Option(help="images: a model whose network is the negative branch of guidance")
     ] = None,
-    user: Annotated[str | None, typer.Option(help="ppd: for whom, NAME or NAME=SHARE,NAME=SHARE")] = None,
-    user_pairs: Annotated[str | None, typer.Option(help="ppd: for whoever chose these few pairs")] = None,
-    prompt_only: Annotated[
-        bool, typer.Option("--prompt-only", help="ppd: the negative branch of guidance does not know the user")
-    ] = False,
+    user: User = None,
+    user_pairs: UserPairs = None,
+    prompt_only: PromptOnly = False,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
 ) -> None:
     """Sample from a model into a file that prefopt's own training reads.
@@ -262,6 +259,9 @@ def eval_(
         str | None,
         typer.Option(help="images: a model as the negative branch of guidance; the run itself: its start guided by it"),
     ] = None,
+    user: User = None,
+    user_pairs: UserPairs = None,
+    prompt_only: PromptOnly = False,
     as_json: Json = False,
 ) -> None:
     """Accuracy on held-out pairs, reward, KL, length, diversity and win rate against the starting model."""
@@ -271,13 +271,14 @@ def eval_(
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, n=number)
     options: dict[str, Any] = {"judge": judge, "sampling": sampling, "limit": limit}
+    pictures: dict[str, Any] = {"negative": negative, "features": features}
+    pictures |= {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
     if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
         if output is not None:
             raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
-        more: dict[str, Any] = {"negative": negative, "features": features, "reward": reward}
-        found = evaluate_run(run, against=against, data=data, **more, **options)
-    elif negative is not None or features is not None:
-        raise PrefoptError(f"--negative and --features need a run folder of pictures, {run} is none")
+        found = evaluate_run(run, against=against, data=data, reward=reward, **pictures, **options)
+    elif any(pictures.values()):
+        raise PrefoptError(f"--negative, --features and --user need a run folder of pictures, {run} is none")
     else:
         if against is None or data is None or output is None:
             raise PrefoptError(f"{run} is not a run folder: give --against MODEL, --data FILE and --output FOLDER too")
@@ -350,27 +351,6 @@ def report(
 
         path = write_report(run, output)
     out.print(f"report: {path}", soft_wrap=True)
-
-
-def leave_processes(code: int) -> None:
-    """Close what connects several processes, as torch asks of a process before it ends, and end this one.
-
-    At once, once all is flushed: a thread of gloo's that lets go of its last tensor while the interpreter shuts down, or
-    that nobody has joined, aborts the process (exit code -6, now and then, on a busy machine).
-    """
-    if "torch.distributed" not in sys.modules:
-        return
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    several = dist.get_world_size() > 1
-    dist.destroy_process_group()
-    if several:
-        atexit._run_exitfuncs()  # logs, progress bars, trackers
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def main() -> None:

@@ -1,7 +1,10 @@
-"""What the verbs of the command line share: where they print, the arguments that several take."""
+"""What the verbs of the command line share: where they print, the arguments that several take, how they end."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +15,11 @@ err = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="section.key=value")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+User = Annotated[str | None, typer.Option(help="ppd: for whom, NAME or NAME=SHARE,NAME=SHARE")]
+UserPairs = Annotated[str | None, typer.Option(help="ppd: for whoever chose these few pairs")]
+PromptOnly = Annotated[
+    bool, typer.Option("--prompt-only", help="ppd: the negative branch of guidance does not know the user")
+]
 
 
 def data_config(path: str, overrides: list[str] | None) -> Any:
@@ -20,3 +28,24 @@ def data_config(path: str, overrides: list[str] | None) -> Any:
 
     keys = [o if o.startswith("data.") else f"data.{o}" for o in overrides or []]
     return make(override({"method": "dpo", "model": "-", "data": path, "output": "-"}, keys)).data
+
+
+def leave_processes(code: int) -> None:
+    """Close what connects several processes, as torch asks of a process before it ends, and end this one.
+
+    At once, once all is flushed: a thread of gloo's that lets go of its last tensor while the interpreter shuts down, or
+    that nobody has joined, aborts the process (exit code -6, now and then, on a busy machine).
+    """
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    several = dist.get_world_size() > 1
+    dist.destroy_process_group()
+    if several:
+        atexit._run_exitfuncs()  # logs, progress bars, trackers
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -100,6 +100,9 @@ def test_features_and_several_rewards_are_for_pictures(tmp_path: Path, text_mode
     folder = train(make(content | {"train": few})).folder
     with pytest.raises(PrefoptError, match="of diffusion models"):
         evaluate_run(folder, features="x")
+    for who in ({"user": "anna"}, {"user_pairs": "x"}, {"prompt_only": True}):
+        with pytest.raises(PrefoptError, match="users are of diffusion models"):
+            evaluate_run(folder, **who)
     with pytest.raises(PrefoptError, match="only pictures"):
         evaluate_run(folder, reward=["a:b", "c:d"])
 

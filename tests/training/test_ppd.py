@@ -15,9 +15,13 @@ from prefopt.annotation.users import build_users, draw_shots, told_apart
 from prefopt.data.config import DataConfig
 from prefopt.data.users import UserTable, mixed, pair_keys
 from prefopt.errors import PrefoptError
+from prefopt.evaluation import image_run
+from prefopt.evaluation.run import run_config
 from prefopt.models.diffusion import image_model
+from prefopt.models.opening import open_pipeline
 from prefopt.models.user_branch import branch_weights, insert_user_branch, load_user_branch, save_user_branch
 from prefopt.personal import load_users, parse_users
+from prefopt.rollout.images import ImageSampling, sample_images
 from prefopt.scoring.base import Draw
 from prefopt.scoring.conditioning import predict
 from prefopt.training.diffusion_task import diffusion_task
@@ -45,6 +49,9 @@ def ragged(shots):
 
 def nothing(shots):
     return [0.0, 0.0]
+
+def red(prompts, images):
+    return [features(image)[0] for image in images]
 """
 
 
@@ -451,6 +458,44 @@ def test_from_the_command_line(models, data, tmp_path, monkeypatch):
                   ["--user", "anna", "--user-pairs", new], ["--prompt-only"], ["--user-pairs", prompts]):  # fmt: skip
         assert run("generate", tmp_path / "run", "-p", prompts, "-o", tmp_path / "wrong", *wrong) == 2
     assert run("generate", models["sd"], "-p", prompts, "-o", tmp_path / "wrong2", "--user", "anna") == 2
+    judged_for_users(tmp_path / "run", data, new, monkeypatch, run)
+
+
+def judged_for_users(folder, data, new, monkeypatch, run):
+    """The evaluated pictures are those for the user, against the start's on equal noise; pairs are ordered by who chose."""
+    few = ImageSampling(steps=2, guidance=4.0)
+    start = run_config(folder).model.path
+    monkeypatch.setattr(image_run, "ImageSampling", lambda size: few)
+    found, seen = {}, {}
+    prompt = ["--user", "anna=1,cleo=0", "--prompt-only"]
+    for name, who in {"nobody": [], "new": ["--user-pairs", new], "anna": prompt}.items():
+        assert not run("eval", folder, "--reward", f"{data.parent}/taste.py:red", "--limit", "1", *who)
+        found[name] = json.loads((folder / "evaluation.json").read_text())
+        seen[name] = [[np.asarray(Image.open(folder / f"images/{i:04d}-{side}.png")) for i in range(4)]
+                      for side in ("before", "after")]  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    said, seeds = [row["prompt"] for row in rows], [row["seed"] for row in rows]
+    for name, pipeline in {
+        "nobody": open_pipeline(start),
+        "anna": open_pipeline(folder, user="anna", prompt_only=True),
+    }.items():
+        wanted = sample_images(pipeline, said, seeds, few, progress=False)
+        assert np.array_equal(seen[name][1], np.stack(wanted))
+    for before, _ in seen.values():
+        assert np.array_equal(before, seen["nobody"][1])
+    means = {name: np.mean([x[..., 0].mean() / 255 for x in after]) for name, (_, after) in seen.items()}
+    for name in seen:
+        assert found[name]["reward"]["policy"]["value"] == pytest.approx(means[name])
+        assert found[name]["reward"]["start"]["value"] == pytest.approx(means["nobody"])
+    assert found["nobody"]["win_rate"]["ties"] == 4 and found["anna"]["win_rate"]["ties"] < 4
+    assert found["anna"]["settings"].items() >= {"user": prompt[1], "prompt_only": True}.items()
+    accuracy = [f["preference"]["implicit_accuracy"] for f in found.values()]
+    assert accuracy[0]["value"] in (0, 1)  # no tie: the policy is not its start
+    assert accuracy[0]["n"] == 1 and all(a == accuracy[0] for a in accuracy)  # of Anna's own pair, whoever is drawn for
+    for wrong in (["--user", "dora"], ["--user", "anna", "--user-pairs", new], ["--prompt-only"]):
+        assert run("eval", folder, "--limit", "1", *wrong) == 2
+    with pytest.raises(PrefoptError, match="holds no user branch"):
+        open_pipeline(start, user="anna")
 
 
 # ------------------------------------------------------------------------------------------------------ bad input

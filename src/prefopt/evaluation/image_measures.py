@@ -13,6 +13,7 @@ from prefopt.config import RunConfig
 from prefopt.data.config import DataConfig
 from prefopt.errors import PrefoptError
 from prefopt.evaluation.images import compare_images, diversity, feature_distance, implicit_accuracy
+from prefopt.models.user_branch import FILE, load_user_branch
 from prefopt.rewards.images import ClipType, PickScore
 from prefopt.rewards.load import Reward
 
@@ -86,11 +87,12 @@ def ordered(
     folder: Path, start: str, config: RunConfig, data: str | None, limit: int | None, notes: list[str], draws: int = 10
 ) -> dict[str, Any]:
     """{"preference": {"implicit_accuracy": ...}}: share of held-out pairs that the implicit reward of the tuned model
-    orders as labelled, averaged over `draws` noise levels; nothing where the data holds no pairs, which a note says."""
+    orders as labelled, averaged over `draws` noise levels; nothing where the data holds no pairs, which a note says. A
+    model that knows users is asked about each pair for the user who chose it."""
     from prefopt.data.latents import empty_condition
     from prefopt.data.prepare_images import prepare_images
-    from prefopt.models.diffusion import image_model, load_image_model
-    from prefopt.models.opening import open_pipeline
+    from prefopt.data.users import RECORD, USER
+    from prefopt.models.diffusion import load_image_model
     from prefopt.scoring.denoising import DenoisingScorer
 
     paths = [data] if data else config.data.eval_paths or config.data.paths
@@ -98,19 +100,22 @@ def ordered(
     read = config.data.model_copy(
         update={"path": paths, "eval_path": None, "eval_fraction": 0.0, "use": [], "max_dropped": 1.0, "limit": limit}
     )
+    personal = (folder / FILE).is_file()
+    if personal and (folder / RECORD).is_file():
+        read = read.model_copy(update={"users": str(folder)})
+    needs = {"pairs", *([USER] if personal else [])}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reference = load_image_model(start, resolution=resolution)
     reference.pipeline.to(device)
     try:
         pairs = prepare_images(
-            DataConfig(**read.model_dump()), reference, needs={"pairs"}, mixed_sizes=True, progress=False
+            DataConfig(**read.model_dump()), reference, needs=needs, mixed_sizes=True, progress=False
         )
     except PrefoptError as e:
         notes.append(f"No held-out pairs were ordered: {str(e).splitlines()[0]}")
         return {}
     if not data and not config.data.eval_paths:
         notes.append("The pairs that were ordered are those of the training: these numbers flatter.")
-    tuned = image_model(open_pipeline(folder, start=start), resolution=resolution)
     scorer = DenoisingScorer(
         reference.kind,
         reference.schedule,
@@ -118,6 +123,19 @@ def ordered(
         caption_dropout=0.0,
         reference=reference.denoiser,
         notes=pairs.record["notes"],
+        further={"user": 0.0} if personal else {},
     )
-    found = implicit_accuracy(tuned.denoiser, scorer, pairs.train, draws=draws)
+    found = implicit_accuracy(_tuned(folder, start, resolution).to(device), scorer, pairs.train, draws=draws)
     return {"preference": {"implicit_accuracy": found.to_json()}}
+
+
+def _tuned(folder: Path, start: str, resolution: int | None) -> Any:
+    """The denoiser of a run, frozen; with its user branch where it has one, of which nobody is chosen here."""
+    from prefopt.models.diffusion import image_model, load_image_model
+    from prefopt.models.opening import base_of, open_pipeline
+
+    if not (folder / FILE).is_file():
+        return image_model(open_pipeline(folder, start=start), resolution=resolution).denoiser
+    net = load_image_model(base_of(folder) or start, resolution=resolution).denoiser
+    load_user_branch(net, folder)
+    return net

@@ -38,6 +38,7 @@ def evaluate_image_run(
     sampling: ImageSampling | None = None,
     negative: str | None = None,
     features: str | None = None,
+    **user: Any,
 ) -> dict[str, Any]:
     """Writes images/*.png, images.jsonl and evaluation.json into the run folder; see `run.evaluate_run`.
 
@@ -46,6 +47,8 @@ def evaluate_image_run(
     first scorer that has one, and distances of pixels in any case. Held-out pairs are ordered by the implicit reward.
     negative: a model whose denoiser is the negative branch of the evaluated model's guidance; the run folder itself: the
     run trained the negative network, and what is evaluated is its start, so guided.
+    user: for whom the evaluated model's pictures are, of a run that knows users (user, user_pairs, prompt_only; see
+    `open_pipeline`); the start's are nobody's. Held-out pairs are ordered each for whoever chose it.
     """
     sampling = sampling or ImageSampling(size=config.denoising.resolution)
     one = isinstance(reward, str) or callable(reward)
@@ -57,16 +60,18 @@ def evaluate_image_run(
     texts, seeds = [p for p, _ in rows], [seed + SEEDS * i for i, (_, seed) in enumerate(rows)]
     start = against or config.model.path
     own = negative is not None and Path(negative).resolve() == folder.resolve()
-    pictures = {}
-    for side, path in (("before", Path(start)), ("after", Path(start) if own else folder)):
-        pipeline = open_pipeline(path, start=start, negative=negative if side == "after" else None)
-        pictures[side] = sample_images(pipeline, texts, seeds, sampling, progress=progress)
+    special = {k: v for k, v in ({"negative": negative} | user).items() if v}
+    drawn = {}
+    for side, path, options in (("after", Path(start) if own else folder, special), ("before", Path(start), {})):
+        pipeline = open_pipeline(path, start=start, **options)  # the evaluated one first: it may refuse
+        drawn[side] = sample_images(pipeline, texts, seeds, sampling, progress=progress)
         del pipeline
         gc.collect()
+    pictures = {side: drawn[side] for side in ("before", "after")}
     numbers: dict[str, Any] = {
         "settings": {"model": str(folder), "start": start, "prompts": len(prompts), "pictures": len(rows)}
         | {"sampling": asdict(sampling)}
-        | ({} if negative is None else {"negative": negative}),
+        | special,
         "notes": [],
     }
     values = scored(rewards, texts, pictures, numbers)

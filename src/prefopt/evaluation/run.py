@@ -44,25 +44,30 @@ def evaluate_run(
     progress: bool = True,
     negative: str | None = None,
     features: str | None = None,
+    user: str | None = None,
+    user_pairs: str | None = None,
+    prompt_only: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run folder, or one of its checkpoints, against its start model on its held-out data.
 
     `against` and `data` replace what the run's configuration says. reward: of pictures several, in a list. negative,
-    features: see `evaluate_image_run`. Writes
+    features, and for whom the pictures are (user, user_pairs, prompt_only): see `evaluate_image_run`. Writes
     evaluation.json and samples.jsonl into the folder and returns what evaluation.json holds. PrefoptError if the folder
     holds no trained model.
     """
     folder = Path(run).expanduser()
     config = run_config(folder)
     kind = model_kind(config.model.path)
+    pictures: dict[str, Any] = {"negative": negative, "features": features}
+    pictures |= {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
     if kind == "diffusion":
         from prefopt.evaluation.image_run import evaluate_image_run
 
-        return evaluate_image_run(
-            folder, config, against, data, reward, limit, progress, negative=negative, features=features
+        return evaluate_image_run(folder, config, against, data, reward, limit, progress, **pictures)
+    if any(pictures.values()):
+        raise PrefoptError(
+            f"negative networks, features and users are of diffusion models; {config.model.path} is none"
         )
-    if negative is not None or features is not None:
-        raise PrefoptError(f"negative networks and features are of diffusion models; {config.model.path} is none")
     if isinstance(reward, Sequence) and not isinstance(reward, str):
         if len(reward) > 1:
             raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
