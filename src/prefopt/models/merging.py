@@ -80,16 +80,14 @@ def merge_folders(
     pipeline = open_pipeline(base)
     part = denoiser_name(pipeline)
     network: Any = getattr(pipeline, part)
-    origin = {k: v.cpu() for k, v in network.state_dict().items()}
-    others = {
-        k: None if path is None else _weights(path, base, type(network))
-        for k, path in (("n", negative), ("p", positive))
-    }
-    theta = merged(origin, others["n"] or {}, others["p"], alpha, beta)
+    away = _weights(_alike(negative, base, type(network)))
+    gc.collect()  # the parts beside it
+    aligned = None if positive is None else _alike(positive, base, type(network))
+    theta = merged(_weights(pipeline), away, None if aligned is None else _weights(aligned), alpha, beta)
     if guided:
         made: Any = type(network).from_config(network.config).to(network.dtype)
         made.load_state_dict(theta)
-        pipeline = with_negative(open_pipeline(positive, start=base) if positive else pipeline, made)
+        pipeline = with_negative(aligned or pipeline, made)
     else:
         network.load_state_dict(theta)
     pipeline.save_pretrained(output)
@@ -97,8 +95,8 @@ def merge_folders(
     write_atomically(output / "merge.txt", "".join(f"{k}: {v}\n" for k, v in lines.items()))
 
 
-def _weights(path: str, start: str, kind: type[Any]) -> dict[str, Tensor]:
-    """The denoiser's weights of a folder, without its other parts."""
+def _alike(path: str, start: str, kind: type[Any]) -> Any:
+    """The pipeline of a folder, whose denoiser is of the same kind as the start's."""
     from ..pipelines import denoiser_name
     from .opening import open_pipeline
 
@@ -106,7 +104,12 @@ def _weights(path: str, start: str, kind: type[Any]) -> dict[str, Tensor]:
     network: Any = getattr(pipeline, denoiser_name(pipeline))
     if type(network) is not kind:
         raise PrefoptError(f"{path} holds a {type(network).__name__}, {start} a {kind.__name__}: they cannot be merged")
-    weights = {k: v.cpu() for k, v in network.state_dict().items()}
-    del pipeline, network
-    gc.collect()
-    return weights
+    return pipeline
+
+
+def _weights(pipeline: Any) -> dict[str, Tensor]:
+    """The denoiser's, on the CPU."""
+    from ..pipelines import denoiser_name
+
+    network: Any = getattr(pipeline, denoiser_name(pipeline))
+    return {k: v.cpu() for k, v in network.state_dict().items()}
