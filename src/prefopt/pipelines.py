@@ -31,6 +31,7 @@ from diffusers import (
 from torch import nn
 
 from .errors import PrefoptError
+from .models.diffusion import pipeline_index, read_pipeline
 
 log = logging.getLogger("prefopt")
 
@@ -102,7 +103,8 @@ def _shape(shape: Any) -> str:
 class _TwoNetworks:
     """What the three classes share: a call is the parent's, with the negative half sent to the negative network."""
 
-    def _guided(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See the parent."""
         call: Any = super().__call__  # type: ignore[misc]
         given = inspect.signature(call).bind(*args, **kwargs)
         given.apply_defaults()
@@ -131,10 +133,6 @@ class NegativeStableDiffusionPipeline(_TwoNetworks, StableDiffusionPipeline):
         )  # fmt: skip
         self.register_modules(negative_unet=negative_unet)  # type: ignore[attr-defined]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See StableDiffusionPipeline."""
-        return self._guided(*args, **kwargs)
-
 
 class NegativeStableDiffusionXLPipeline(_TwoNetworks, StableDiffusionXLPipeline):
     """SDXL whose negative branch is `negative_unet`; everything else is the parent's."""
@@ -151,10 +149,6 @@ class NegativeStableDiffusionXLPipeline(_TwoNetworks, StableDiffusionXLPipeline)
             force_zeros_for_empty_prompt, add_watermarker,
         )  # fmt: skip
         self.register_modules(negative_unet=negative_unet)  # type: ignore[attr-defined]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See StableDiffusionXLPipeline."""
-        return self._guided(*args, **kwargs)
 
 
 class NegativeStableDiffusion3Pipeline(_TwoNetworks, StableDiffusion3Pipeline):
@@ -174,10 +168,6 @@ class NegativeStableDiffusion3Pipeline(_TwoNetworks, StableDiffusion3Pipeline):
             image_encoder, feature_extractor,
         )  # fmt: skip
         self.register_modules(negative_transformer=negative_transformer)  # type: ignore[attr-defined]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """See StableDiffusion3Pipeline."""
-        return self._guided(*args, **kwargs)
 
 
 CLASSES: dict[str, Any] = {
@@ -203,17 +193,8 @@ def with_negative(pipeline: Any, negative: Any) -> Any:
 
 def load(folder: str | Path, **options: Any) -> DiffusionPipeline:
     """A two-network pipeline from a folder that one was saved into; `options` are those of diffusers' from_pretrained."""
-    from .models import pixels  # noqa: F401 - a part that diffusers loads only if its module is there
-    from .models.diffusion import _absent
-
     place = Path(folder)
-    if not (place / "model_index.json").is_file():
-        raise PrefoptError(f"{folder}: no model_index.json, so this is not a pipeline folder")
-    name = DiffusionPipeline.load_config(str(place)).get("_class_name")
+    name = pipeline_index(place).get("_class_name")
     if name not in CLASSES:
         raise PrefoptError(f"{folder} holds a {name}, not one of {', '.join(CLASSES)}: load it with diffusers")
-    try:
-        made = CLASSES[name].from_pretrained(str(place), local_files_only=True, **{**_absent(place), **options})
-    except Exception as error:  # diffusers raises a dozen types for a damaged folder
-        raise PrefoptError(f"{folder}: diffusers cannot load this pipeline: {error}") from error
-    return made
+    return read_pipeline(place, CLASSES[name], **options)

@@ -142,6 +142,11 @@ def test_a_two_network_pipeline_is_saved_and_loaded(kind, tmp_path):
     tiny_pipeline(kind).save_pretrained(tmp_path / "plain")
     with pytest.raises(PrefoptError, match="load it with diffusers"):
         load(tmp_path / "plain")
+    for content, why in (("{", "is no JSON"), ("[]", "holds a list")):
+        (tmp_path / "plain" / "model_index.json").write_text(content)
+        for opened in (load, open_pipeline):
+            with pytest.raises(PrefoptError, match=why):
+                opened(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -143,33 +143,51 @@ def load_image_model(
     """
     from diffusers import DiffusionPipeline
 
-    from . import pixels  # noqa: F401 - a part that diffusers loads only if its module is there
-
     place, local = Path(path), Path(path).is_dir()
-    if local and not (place / "model_index.json").is_file():
-        raise PrefoptError(f"{path}: no model_index.json, so this is not a diffusers pipeline folder")
     if not local and (place.is_absolute() or str(path).startswith((".", "~"))):
         raise PrefoptError(f"{path}: there is no such folder; give a diffusers pipeline folder or a hub name")
-    options = _absent(place) if local else {}
+    pipeline = read_pipeline(path, DiffusionPipeline, torch_dtype=dtype)
+    return image_model(pipeline, source=str(path), resolution=resolution)
+
+
+def read_pipeline(path: str | Path, kind: Any, **options: Any) -> Any:
+    """What `kind.from_pretrained` (of diffusers) makes of a folder or hub name. PrefoptError if it cannot be read."""
+    from . import pixels  # noqa: F401 - a part that diffusers loads only if its module is there
+
+    local = Path(path).is_dir()
+    absent = _absent(Path(path)) if local else {}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(path), torch_dtype=dtype, local_files_only=local, **options)
+        return kind.from_pretrained(str(path), local_files_only=local, **absent | options)
     except Exception as error:  # diffusers raises a dozen types for a damaged folder
         raise PrefoptError(f"{path}: diffusers cannot load this pipeline: {error}") from error
-    return image_model(pipeline, source=str(path), resolution=resolution)
+
+
+def pipeline_index(folder: Path) -> dict[str, Any]:
+    """What a folder's model_index.json says: "_class_name", and of each part where it is from. PrefoptError if it is not
+    there, or is none."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise PrefoptError(f"{folder}: no model_index.json, so this is not a diffusers pipeline folder")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PrefoptError(f"{path} is no JSON ({error}); save the pipeline again") from None
+    if not isinstance(index, dict):
+        raise PrefoptError(
+            f"{path} holds a {type(index).__name__}, not the parts of a pipeline; save the pipeline again"
+        )
+    return index
 
 
 def _absent(folder: Path) -> dict[str, None]:
     """The parts that were saved as absent (SD3's T5): diffusers wants to be told so again."""
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PrefoptError(f"{folder / 'model_index.json'} is no JSON ({error}); save the pipeline again") from None
-    for name, entry in index.items():
-        if isinstance(entry, list) and entry[0] is not None and not (folder / name).is_dir():
+    parts = {name: entry for name, entry in pipeline_index(folder).items() if isinstance(entry, list) and entry}
+    for name, entry in parts.items():
+        if entry[0] is not None and not (folder / name).is_dir():
             raise PrefoptError(
                 f"{folder}: the part '{name}' that model_index.json names is missing; save the pipeline again"
             )
-    return {name: None for name, entry in index.items() if isinstance(entry, list) and entry[:1] == [None]}
+    return {name: None for name, entry in parts.items() if entry[0] is None}
 
 
 def image_model(pipeline: Any, *, source: str = "pipeline", resolution: int | None = None) -> ImageModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def base_of(folder: Path) -> str | None:
 
 def _open(place: Path, model: str | Path, start: str | None) -> Any:
     from ..pipelines import CLASSES, load
-    from .diffusion import load_image_model
+    from .diffusion import load_image_model, pipeline_index
 
     added = next((name for name in (LORA, FILE) if (place / name).is_file()), None)
     if added is not None:
@@ -91,9 +90,9 @@ def _open(place: Path, model: str | Path, start: str | None) -> Any:
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()  # what is left are plain weights under the base's names
         return pipeline
-    index = place / "model_index.json"
-    if place.is_dir() and not index.is_file():
-        raise PrefoptError(f"{place} holds no trained model yet: let the run finish")
-    if index.is_file() and json.loads(index.read_text(encoding="utf-8")).get("_class_name") in CLASSES:
-        return load(place)
+    if place.is_dir():
+        if not (place / "model_index.json").is_file():
+            raise PrefoptError(f"{place} holds no trained model yet: let the run finish")
+        if pipeline_index(place).get("_class_name") in CLASSES:
+            return load(place)
     return load_image_model(model).pipeline
