@@ -12,6 +12,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from tests.forks import Forks
+
 REAL = Path(os.environ.get("PREFOPT_TEST_DATA", Path(__file__).parents[1].parent / "shared" / "data"))
 
 
@@ -85,6 +87,14 @@ def image_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({"prompt": "a red circle in the upper left", "chosen": names[0], "rejected": names[1]})
     (folder / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder / "pairs.jsonl"
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory, _own_cache: None) -> Iterator[Forks]:
+    """Commands and functions in processes of their own (`tests/forks.py`)."""
+    started = Forks(tmp_path_factory.mktemp("forks"))
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

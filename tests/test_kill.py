@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ from safetensors.torch import load_file
 
 from prefopt.config import make
 from prefopt.training.run import train
+from tests.forks import Done, Forks
 from tests.small_clip import save_clip
 
-ROOT = Path(__file__).parents[1]
 STATEFUL = '''
 import torch
 from prefopt import Loss, Responses, Update, method, prefer
@@ -105,41 +103,31 @@ class Chain:
 
     def __init__(self, kind: str, tmp: Path, request: pytest.FixtureRequest):
         self.kind, self.tmp = kind, tmp
+        self.forks: Forks = request.getfixturevalue("forks")
         (tmp / "tide.py").write_text(STATEFUL)
         (tmp / "taste.py").write_text(REWARD)
         (tmp / "warm.py").write_text(WARM)
         ranked = [{"prompt": f"{i}: ", "responses": [f"{w} {i}" for w in WORDS], "scores": [3, 1, 2]} for i in range(9)]
         (tmp / "lists.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
-        get = request.getfixturevalue
-        image = kind in ("judge of steps", "diffusion", "turns", "rounds", "pools", "own path", "teacher", "users")
-        self.names = {
-            "method": tmp / "tide.py",
-            "reward": f"{tmp / 'taste.py'}:short",
-            "warm": f"{tmp / 'warm.py'}:warm",
-        }
-        self.names |= {name: f"{tmp / 'taste.py'}:{name}" for name in ("bright", "judge")}
-        self.names["lists"] = tmp / "lists.jsonl"
-        self.names |= {"clip": save_clip(tmp / "clip")} if kind == "judge of steps" else {}
-        self.names |= {"image": get("image_model"), "images": get("image_pairs")} if image else {}
-        if kind == "users":
-            self.names["people"] = with_users(self.names["images"], tmp / "people.jsonl")
-        self.names |= {} if image else {"text": get("text_model"), "pairs": get("pairs_file")}
+        functions = {"reward": "short", "bright": "bright", "judge": "judge"}
+        taste = {name: f"{tmp / 'taste.py'}:{function}" for name, function in functions.items()}
+        self.names: dict[str, Any] = {"method": tmp / "tide.py", "lists": tmp / "lists.jsonl", **taste}
+        self.names["warm"] = f"{tmp / 'warm.py'}:warm"
+        given = {"text": "text_model", "pairs": "pairs_file", "image": "image_model", "images": "image_pairs"}
+        for name, fixture in given.items():
+            if f"{{{name}}}" in KINDS[kind]:
+                self.names[name] = request.getfixturevalue(fixture)
+        if "{clip}" in KINDS[kind]:
+            self.names["clip"] = save_clip(tmp / "clip")
+        if "{people}" in KINDS[kind]:
+            self.names["people"] = with_users(request.getfixturevalue("image_pairs"), tmp / "people.jsonl")
 
-    def job(self, name: str, **kill: Any) -> dict[str, Any]:
+    def start(self, name: str, **kill: Any) -> Done:
+        """One start of the command in the folder of this name."""
         out = self.tmp / name / "run"
         out.parent.mkdir(exist_ok=True)
         argv = f"{KINDS[self.kind]} {COMMON}".format(out=out, **self.names).split()
-        return {"argv": argv, "cache": str(self.tmp / name / "cache"), "log": str(self.tmp / name / "log"), **kill}
-
-    def start(self, *jobs: dict[str, Any]) -> list[dict[str, Any]]:
-        (self.tmp / "jobs.json").write_text(json.dumps(jobs))
-        env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.killer", str(self.tmp / "jobs.json")]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=1200)
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def log(self, name: str) -> str:
-        return (self.tmp / name / "log").read_text()[-9000:]
+        return self.forks.run(*argv, cache=str(self.tmp / name / "cache"), **kill)
 
     def compare(self, a: str, b: str) -> None:
         """All weights of the final folders, bit for bit, and the losses that were logged on the way."""
@@ -171,13 +159,14 @@ def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.F
     chain = Chain(kind, tmp_path, request)
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
     shares = [g.uniform(*part) for part in ((0, 0.3), (0.55, 0.75), (0.15, 0.25), (0.15, 0.3))]
-    jobs = [chain.job("whole"), *(chain.job("killed", share=x) for x in shares), chain.job("killed")]
-    whole, *killed, last = chain.start(*jobs)
-    assert whole["code"] == 0, chain.log("whole")
+    whole = chain.start("whole")
+    assert whole.code == 0, whole.stderr
     assert not (tmp_path / "whole" / "run.lock").exists()
-    assert [x["code"] for x in killed[:2]] == [-9] * 2
-    assert kind in ("online", "curry", "scored") or "going on from" in chain.log("killed")
-    assert last["code"] == 0, chain.log("killed")
+    killed = [chain.start("killed", event=max(1, round(share * whole.events))) for share in shares]
+    assert [x.code for x in killed[:2]] == [-9] * 2
+    last = chain.start("killed")
+    assert kind in ("online", "curry", "scored") or any("going on from" in x.stderr for x in (*killed, last))
+    assert last.code == 0, last.stderr
     chain.compare("whole", "killed")
 
 
@@ -210,17 +199,18 @@ def test_killed_between_the_last_checkpoint_and_the_end(
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     chain = Chain(kind, tmp_path, request)
-    assert chain.start(chain.job("whole"))[0]["code"] == 0, chain.log("whole")
+    assert chain.start("whole").code == 0
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
     kills = rounds = 0
     while kills < 10:
         rounds += 1
         name = f"killed-{rounds}"
-        first = chain.job(f"timed-{rounds}")
-        _, *found = chain.start(first, *(chain.job(name, time=g.uniform(0, 0.7)) for _ in range(5)), chain.job(name))
-        kills += sum(f["code"] == -9 for f in found)
-        assert {f["code"] for f in found} <= {-9, 0}, chain.log(name)
-        assert found[-1]["code"] == 0, chain.log(name)
+        needed = chain.start(f"timed-{rounds}").seconds
+        found = [chain.start(name, seconds=g.uniform(0, 0.7) * needed) for _ in range(5)]
+        last = chain.start(name)
+        kills += sum(f.code == -9 for f in found)
+        assert {f.code for f in found} <= {-9, 0}, [f.stderr for f in found]
+        assert last.code == 0, last.stderr
         chain.compare("whole", name)
 
 
@@ -229,11 +219,9 @@ def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest
 def test_killed_at_every_change_of_a_file(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """From an empty folder, killed at change n and started again, for every n (every third of long runs)."""
     chain = Chain(kind, tmp_path, request)
-    whole = chain.start(chain.job("whole"))[0]
-    points = range(1, whole["events"] + 1, max(1, whole["events"] // 60))
-    jobs = [chain.job(f"at-{n}", **kill) for n in points for kill in ({"event": n}, {})]
-    found = chain.start(*jobs)
-    for n, (killed, again) in zip(points, zip(found[::2], found[1::2], strict=True), strict=True):
-        assert killed["code"] == -9
-        assert again["code"] == 0, f"{n}: {chain.log(f'at-{n}')}"
+    whole = chain.start("whole")
+    for n in range(1, whole.events + 1, max(1, whole.events // 60)):
+        assert chain.start(f"at-{n}", event=n).code == -9
+        again = chain.start(f"at-{n}")
+        assert again.code == 0, f"{n}: {again.stderr}"
         chain.compare("whole", f"at-{n}")

@@ -1,4 +1,4 @@
-"""One command under torchrun: two processes are one run, with one folder, one message and the weights of one process."""
+"""One command on two processes is one run, with one folder, one message and the weights of one process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.forks import Forks
+
 ROOT = Path(__file__).parents[2]
 KEYS = ["train.max_steps=3", "train.learning_rate=1e-3", "train.optim=sgd"]
 
 
-def start(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "prefopt", "train", *map(str, arguments)]
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two processes as a user starts them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "prefopt"]
     env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    argv = [*command, *map(str, arguments)]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
-def test_two_processes_are_one_run(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_torchrun(forks: Forks, text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     follow = ["diagnostics.every=2", "diagnostics.pairs=5", "diagnostics.max_new_tokens=4"]
-    given = ["lcpo", "-m", text_model, "-d", pairs_file, *KEYS, *follow]  # with state, and a file about every pair
-    one = start(1, *given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
-    two = start(2, *given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2")
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    given = [
+        "train",
+        "lcpo",
+        "-m",
+        text_model,
+        "-d",
+        pairs_file,
+        *KEYS,
+        *follow,
+    ]  # with state, and a file about every pair
+    one = forks.run(*given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
+    two = torchrun(*given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2")
+    assert one.code == two.returncode == 0, one.stderr + two.stderr
     assert two.stdout.count("finished") == 1
     a, b = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "two"))
     for key in a:
@@ -51,11 +63,11 @@ def followed(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "properties/drop_ratio"} for row in found]
 
 
-def test_a_refusal_is_said_once(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_a_refusal_is_said_once(forks: Forks, text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("precious")
-    done = start(2, "dpo", "-m", text_model, "-d", pairs_file, "-o", tmp_path / "run")
-    assert done.returncode != 0
+    done = forks.run("train", "dpo", "-m", text_model, "-d", pairs_file, "-o", tmp_path / "run", processes=2)
+    assert done.code == 2
     assert done.stderr.count("holds other files") == 1
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
@@ -64,20 +76,16 @@ def test_a_refusal_is_said_once(text_model: Path, pairs_file: Path, tmp_path: Pa
     ("recipe", "keys", "made"),
     [
         ("sdpo", ["method.chunks=2", "method.kl_prompts=0"], 2),
-        (
-            "tgdpo-from-pairs",
-            ["method.first_train.max_steps=2"],
-            2,
-        ),  # its second run reads the first's log-probabilities
+        ("tgdpo-from-pairs", ["method.first_train.max_steps=2"], 2),  # the second reads the first's log-probabilities
     ],
 )
 def test_a_recipe_on_two_processes(
-    recipe: str, keys: list[str], made: int, text_model: Path, pairs_file: Path, tmp_path: Path
+    recipe: str, keys: list[str], made: int, forks: Forks, text_model: Path, pairs_file: Path, tmp_path: Path
 ) -> None:
-    given = [recipe, "-m", text_model, "-d", pairs_file, *KEYS, *keys]
-    one = start(1, *given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
-    two = start(2, *given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2")
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    given = ["train", recipe, "-m", text_model, "-d", pairs_file, *KEYS, *keys]
+    one = forks.run(*given, "-o", tmp_path / "one", "train.per_device_train_batch_size=4")
+    two = forks.run(*given, "-o", tmp_path / "two", "train.per_device_train_batch_size=2", processes=2)
+    assert one.code == two.code == 0, one.stderr + two.stderr
     assert two.stdout.count("finished") == 1
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("model.safetensors"))
     assert len(files) >= made

@@ -24,6 +24,7 @@ from prefopt.scoring.identity import identity_of
 from prefopt.scoring.reference import AdapterOffReference, FrozenReference, StoredReference, adapter_off_obstacle
 from prefopt.scoring.store import Store
 from prefopt.scoring.text import TextScorer, install
+from tests.forks import Forks
 
 from .tiny_text import example, make
 
@@ -225,6 +226,20 @@ def test_store_survives_kills_and_company(tmp_path: Path) -> None:
         assert found.keys() == keys.keys()
         assert all((found[k] == v).all() and len(found[k]) == 50 for k, v in keys.items())
     assert len(store) % 20 == 0
+
+
+def open_new_stores(folder: str) -> None:
+    """One of three processes that open the same new store at the same moment, again and again."""
+    for number in range(60):
+        (Path(folder) / f"{number}-{os.environ['RANK']}").touch()
+        while not all((Path(folder) / f"{number}-{rank}").exists() for rank in range(3)):
+            pass
+        assert len(Store(str(number), Path(folder))) == 0
+
+
+def test_a_new_store_may_be_opened_by_many_at_once(forks: Forks, tmp_path: Path) -> None:
+    done = forks.run(call="tests.scoring.test_reference:open_new_stores", arguments=(tmp_path,), processes=3)
+    assert done.code == 0, done.stderr[-500:]
 
 
 def test_a_broken_store_is_named(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""A tiny text task whose data the policy makes itself, round by round; also run under torch.distributed.run."""
+"""A tiny text task whose data the policy makes itself, round by round, in one process or several."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,16 +80,13 @@ def trainer(
     return Trainer(task, method, args, per_step)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    output, batch, accumulate = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    maker = Answers()
-    t = trainer(output, maker, batch=batch, accumulate=accumulate, optim="sgd",
+def main(folder: str, batch: str, accumulate: str) -> None:
+    """What each of several processes does."""
+    maker, output = Answers(), Path(folder)
+    t = trainer(output, maker, batch=int(batch), accumulate=int(accumulate), optim="sgd",
                 **({"ddp_backend": "gloo"} if "RANK" in os.environ else {}))  # fmt: skip
     t.train()
     (output / f"pieces-{t.args.process_index}.json").write_text(json.dumps(maker.made_pieces))
     if t.args.process_index == 0:
         torch.save(weights(t.model), output / "weights.pt")
         (output / "logs.json").write_text(json.dumps([r for r in t.state.log_history if "train_loss" not in r]))
-    sys.stdout.flush()
-    os._exit(0)

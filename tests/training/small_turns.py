@@ -1,11 +1,9 @@
-"""Diff-Instruct* on points of the plane: two tiny networks in turn, without files. Run as a module it is one of several
-processes: `python -m tests.training.small_turns FOLDER BATCH ACCUMULATE`."""
+"""Diff-Instruct* on points of the plane: two tiny networks in turn, without files, in one process or several."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +73,14 @@ def weights(t: Trainer) -> dict[str, torch.Tensor]:
     return {name: torch.cat([p.detach().flatten() for p in net.parameters()]) for name, net in both.items()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    out, per_device, micro = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def main(folder: str, batch: str, accumulate: str) -> None:
+    """What each of several processes does."""
+    out = Path(folder)
     more: dict[str, Any] = {"ddp_backend": "gloo"} if "RANK" in os.environ else {}
-    t = trainer(out, batch=per_device, accumulate=micro, optim="sgd", max_grad_norm=0.5, **more)
+    t = trainer(out, batch=int(batch), accumulate=int(accumulate), optim="sgd", max_grad_norm=0.5, **more)
     t.train()
     found = t.evaluate()
     if t.args.process_index == 0:
         torch.save(weights(t), out / "weights.pt")
         rows = [r for r in t.state.log_history if "loss" in r]
         (out / "logs.json").write_text(json.dumps({"train": rows, "eval": found}))
-    sys.stdout.flush()
-    os._exit(0)  # all is written; an interpreter that shuts down is now and then aborted by one of gloo's threads

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,10 @@ from prefopt.scoring.moving import Moving
 from prefopt.scoring.reference import FrozenReference
 from prefopt.training.run import train
 from prefopt.training.text_task import text_task
+from tests.forks import Forks
 from tests.small_models import save_text_model
 from tests.training.small import model
 
-ROOT = Path(__file__).parents[2]
 KEYS: dict[str, Any] = {"learning_rate": 1e-2, "logging_steps": 1, "save_steps": 2, "max_steps": 5, "disable_tqdm": True,
                         "per_device_train_batch_size": 4, "optim": "sgd"}  # fmt: skip
 
@@ -171,16 +168,13 @@ def test_images_too(image_model: Path, image_pairs: Path, tmp_path: Path) -> Non
     assert abs(found["fixed"][-1] - 0.6931472) > 2e-3
 
 
-def test_two_processes_are_one(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+def test_two_processes_are_one(forks: Forks, text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
     for name, processes in (("one", 1), ("two", 2)):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"] if processes == 2 else []
         keys = ["reference.mixup_alpha=0.5", "train.max_steps=4", "train.learning_rate=1e-2", "train.optim=sgd",
                 f"train.per_device_train_batch_size={4 // processes}"]  # fmt: skip
-        command = [sys.executable, *launch, "-m", "prefopt", "train", "dpo", "-m", str(text_model), "-d", str(pairs_file),
-                   "-o", str(tmp_path / name), *keys]  # fmt: skip
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+        given = ["train", "dpo", "-m", text_model, "-d", pairs_file, "-o", tmp_path / name, *keys]
+        done = forks.run(*given, processes=processes)
+        assert done.code == 0, done.stderr[-2000:]
     one, two = (load_file(tmp_path / x / "model.safetensors") for x in ("one", "two"))
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=2e-6)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +12,6 @@ from prefopt.training import checkpoints
 from prefopt.training.rounds import Made, Waiting, chosen, places
 from tests.training.rounds_task import PROMPTS, Answers, trainer
 from tests.training.small import weights
-
-ROOT = Path(__file__).parents[2]
 
 
 def told(t) -> list[tuple[float, float]]:
@@ -196,15 +190,11 @@ def test_places_and_prompts_of_a_round():
     assert chosen(10, 10, 0, 0) != chosen(10, 10, 0, 1)
 
 
-def test_two_processes_share_the_pieces_and_make_one_run(tmp_path):
+def test_two_processes_share_the_pieces_and_make_one_run(forks, tmp_path):
     def launch(name: str, processes: int, batch: int, accumulate: int) -> dict:
-        run = [sys.executable, "-m"]
-        if processes > 1:
-            run += ["torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone", "-m"]
-        run += ["tests.training.rounds_task", str(tmp_path / name), str(batch), str(accumulate)]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-        done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+        arguments = (tmp_path / name, batch, accumulate)
+        done = forks.run(call="tests.training.rounds_task:main", arguments=arguments, processes=processes)
+        assert done.code == 0, done.stderr[-3000:]
         pieces = [json.loads(p.read_text()) for p in sorted((tmp_path / name).glob("pieces-*.json"))]
         logs = json.loads((tmp_path / name / "logs.json").read_text())
         return {"weights": torch.load(tmp_path / name / "weights.pt"), "pieces": pieces, "logs": logs}

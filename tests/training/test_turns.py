@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,8 @@ from torch import nn
 
 from prefopt import PrefoptError
 from prefopt.training.turns import Turns, refuse_shared
+from tests.forks import Forks
 from tests.training.small_turns import METHOD, trainer, weights
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_whose_turn_a_step_is() -> None:
@@ -100,22 +96,18 @@ def test_terms_are_logged_by_themselves(tmp_path: Path) -> None:
     assert "eval_assistant/error" not in found
 
 
-def launch(output: Path, processes: int, batch: int, accumulate: int) -> dict[str, Any]:
-    run = [sys.executable, "-m"]
-    if processes > 1:
-        run += ["torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone", "-m"]
-    run += ["tests.training.small_turns", str(output), str(batch), str(accumulate)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def launch(forks: Forks, output: Path, processes: int, batch: int, accumulate: int) -> dict[str, Any]:
+    arguments = (output, batch, accumulate)
+    done = forks.run(call="tests.training.small_turns:main", arguments=arguments, processes=processes)
+    assert done.code == 0, done.stderr[-3000:]
     return {"weights": torch.load(output / "weights.pt"), **json.loads((output / "logs.json").read_text())}
 
 
-def test_a_step_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
+def test_a_step_is_the_same_however_it_is_cut(forks: Forks, tmp_path: Path) -> None:
     """4 examples at once, one after the other, and on two processes; with an uneven last step."""
-    whole = launch(tmp_path / "whole", 1, 4, 1)
+    whole = launch(forks, tmp_path / "whole", 1, 4, 1)
     for name, how in {"cut": (1, 1, 4), "two": (2, 1, 2)}.items():
-        other = launch(tmp_path / name, *how)
+        other = launch(forks, tmp_path / name, *how)
         torch.testing.assert_close(other["weights"], whole["weights"], rtol=1e-4, atol=2e-6)
         assert len(other["train"]) == len(whole["train"]) == 14
         for a, b in zip(whole["train"], other["train"], strict=True):

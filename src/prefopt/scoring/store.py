@@ -69,10 +69,15 @@ class Store:
         if self._connection is None or self._process != os.getpid():
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=120, check_same_thread=False)
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                connection.execute("CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, logps BLOB) WITHOUT ROWID")
+                with FileLock(
+                    self.path.with_suffix(".opening"), poll_interval=0.01
+                ):  # sqlite does not wait for a change of the journal's mode
+                    connection = sqlite3.connect(self.path, timeout=120, check_same_thread=False)
+                    connection.execute("PRAGMA journal_mode=WAL")
+                    connection.execute("PRAGMA synchronous=NORMAL")
+                    connection.execute(
+                        "CREATE TABLE IF NOT EXISTS logps (key TEXT PRIMARY KEY, logps BLOB) WITHOUT ROWID"
+                    )
             except (sqlite3.Error, OSError) as e:
                 raise PrefoptError(
                     f"{self.path}: cannot be opened as a reference store ({e}); "
