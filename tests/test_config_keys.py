@@ -220,7 +220,7 @@ def test_where_data_comes_from(text_model: Path, tmp_path: Path, monkeypatch: py
 # --------------------------------------------------------------------------------------------- reference, denoising
 @table("reference.kind", "reference.path", "reference.mixup_alpha", "reference.sync_steps")
 def test_reference(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
-    from prefopt.training.text_task import text_task
+    from prefopt.training.tasks.text import text_task
 
     other = save_text_model(tmp_path / "other")
     model = load_text_model(ModelConfig(path=str(other))).model
@@ -254,7 +254,7 @@ def test_denoising(key: str, image_model: Path, image_pairs: Path, tmp_path: Pat
 def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any], count: int = 8) -> Any:
     """The first batch as the denoiser sees it: shapes and sums of latents and text embeddings."""
     from prefopt.scoring.base import Draw
-    from prefopt.training.diffusion_task import diffusion_task
+    from prefopt.training.tasks.denoising import diffusion_task
 
     torch.manual_seed(0)
     task = diffusion_task(run_config(model, pairs, tmp_path, denoising=look), get_method("dpo"))
@@ -272,7 +272,7 @@ def scored(model: Path, pairs: Path, tmp_path: Path, look: dict[str, Any], count
 @table("denoising.bank")
 def test_bank(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     from prefopt.scoring.base import Draw
-    from prefopt.training.diffusion_task import diffusion_task
+    from prefopt.training.tasks.denoising import diffusion_task
 
     for bank, same in ((None, False), (2, True)):
         task = diffusion_task(
@@ -284,7 +284,7 @@ def test_bank(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
 
 @table("denoising.ema_decay", "data.top")
 def test_mean_and_best(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
-    from prefopt.training.diffusion_task import diffusion_task
+    from prefopt.training.tasks.denoising import diffusion_task
 
     given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
     rows = [
@@ -316,7 +316,7 @@ def test_mixed_sizes(image_model: Path, image_pairs: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("look", [{"flow_sampling": "uniform"}, {"flow_shift": 9.0}], ids=str)
 def test_flow(look: dict[str, Any], image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     from prefopt.models.diffusion import image_model as as_model
-    from prefopt.training.diffusion_task import _schedule
+    from prefopt.training.tasks.denoising import _schedule
     from prefopt.worlds.shapes.pipelines import tiny_pipeline
 
     flow = as_model(tiny_pipeline("sd3"))
@@ -420,7 +420,7 @@ def test_diagnostics(text_model: Path, pairs_file: Path, tmp_path: Path) -> None
 @table("data.users")
 def test_users(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
     from prefopt.annotation.users import build_users
-    from prefopt.training.diffusion_task import diffusion_task
+    from prefopt.training.tasks.denoising import diffusion_task
 
     given = [json.loads(line) for line in image_pairs.read_text().splitlines()]
     data = tmp_path / "users.jsonl"

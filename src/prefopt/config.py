@@ -160,6 +160,12 @@ class RunConfig(Section):
     diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)  # type: ignore[arg-type]
     output: str
 
+    @property
+    def data_seed(self) -> int:
+        """By which data are drawn: train.data_seed, or else train.seed."""
+        given = self.train.get("data_seed")
+        return int(self.train.get("seed", 0) if given is None else given)
+
     def given(self, section: str) -> set[str]:
         """Keys of a section that the user set to something else than their defaults."""
         value = getattr(self, section)
@@ -278,9 +284,11 @@ def _sources(content: Any) -> dict[str, Any]:
 
 def check_train(train: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of `train`: transformers.TrainingArguments' own, less those without effect here."""
-    known = set(train_types())
     if not isinstance(train, Mapping):
         raise PrefoptError(f"train must be a section of keys, it is {train!r}")
+    if not train:
+        return {}  # what knows of data alone does without transformers
+    known = set(train_types())
     for key, value in train.items():
         if key in WITHOUT_EFFECT:
             raise PrefoptError(f"train.{key} has no effect in prefopt: {WITHOUT_EFFECT[key]}")

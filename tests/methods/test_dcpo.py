@@ -16,9 +16,9 @@ from prefopt import get_method
 from prefopt.config import make
 from prefopt.errors import PrefoptError
 from prefopt.scoring.base import Draw
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.engine import responses
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 
 CAPTIONS = ["a red circle in the upper left", "two blue squares at the top", "a green triangle in the lower right"]

@@ -22,9 +22,9 @@ from prefopt.config import make
 from prefopt.data.side_notes import GOLD_NOTES, SIDE_NOTES
 from prefopt.methods import load_all
 from prefopt.objectives.method import METHODS, Method
-from prefopt.training.generations import GENERATIONS
 from prefopt.training.needs import how_to_give
 from prefopt.training.run import train
+from prefopt.training.tasks.generations import GENERATIONS
 
 load_all()
 N = 8

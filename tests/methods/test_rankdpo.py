@@ -17,8 +17,8 @@ from prefopt import Responses, get_method
 from prefopt.config import make
 from prefopt.data.votes import votes
 from prefopt.errors import PrefoptError
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 
 D = torch.float64
 SIZES = [4, 2, 3, 1]

@@ -13,8 +13,8 @@ from prefopt.data.example import Example
 from prefopt.data.experts import best_images
 from prefopt.errors import PrefoptError
 from prefopt.training.average import Average
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 
 KINDS = ["sd", "sd-v", "sdxl", "sd3"]

@@ -10,8 +10,8 @@ from PIL import Image
 from prefopt.config import make
 from prefopt.data.latents import to_pixels
 from prefopt.errors import PrefoptError
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 from prefopt.worlds.shapes.render import render, scenes
 

@@ -17,7 +17,7 @@ from prefopt.config import make
 from prefopt.scoring.moving import Moving
 from prefopt.scoring.reference import FrozenReference
 from prefopt.training.run import train
-from prefopt.training.text_task import text_task
+from prefopt.training.tasks.text import text_task
 from tests.forks import Forks
 from tests.small_models import save_text_model
 from tests.training.small import model

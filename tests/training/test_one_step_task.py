@@ -15,8 +15,8 @@ from prefopt import PrefoptError, cli
 from prefopt.config import make
 from prefopt.models.diffusion import load_image_model
 from prefopt.scoring.base import Draw
-from prefopt.training.one_step_task import one_step_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.one_step import one_step_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 from tests.small_clip import save_clip
 

@@ -24,8 +24,8 @@ from prefopt.personal import load_users, parse_users
 from prefopt.rollout.images import ImageSampling, sample_images
 from prefopt.scoring.base import Draw
 from prefopt.scoring.conditioning import predict
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 from prefopt.worlds.shapes.render import render, scenes
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.small_clip import draw, save_clip
 
 from prefopt import Responses, get_method
 from prefopt.config import make
@@ -19,9 +20,8 @@ from prefopt.errors import PrefoptError
 from prefopt.models.preference import PreferenceModel, TimeModulation, as_clip_reads
 from prefopt.rewards.images import clip_words, load_clip, load_processor, load_scorer
 from prefopt.rewards.step_aware import load_step_judge
-from prefopt.training.preference_task import preference_task
 from prefopt.training.run import make_method, train
-from tests.small_clip import draw, save_clip
+from prefopt.training.tasks.preference import preference_task
 
 PROMPTS = ["a red circle in the upper left", "two blue squares at the top"]
 D = torch.float64

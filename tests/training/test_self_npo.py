@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from prefopt.errors import PrefoptError
-from prefopt.training.diffusion_task import diffusion_task
 from prefopt.training.run import make_method, train
+from prefopt.training.tasks.denoising import diffusion_task
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 
 from .test_diffusion_task import config, losses, write_pairs

@@ -127,7 +127,7 @@ class LogProbability:
         return [[[float(x.sum(dtype="float64")), float(len(x))] for x in one["policy"]] for one in found]
 
     def _refuse_past_positions(self, examples: Sequence[Example], encoded: Sequence[Any]) -> None:
-        from ..training.positions import learned_positions
+        from ..training.tasks.positions import learned_positions
 
         limit = learned_positions(self._model)
         for example, e in zip(examples, encoded, strict=True):

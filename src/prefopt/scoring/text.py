@@ -56,7 +56,7 @@ def asked_sources(needs: Needs) -> set[str]:
 class TextScorer:
     """Scores text batches with a model that `install` prepared.
 
-    sources: name -> another frozen model's scores (see training/text_sources.py).
+    sources: name -> another frozen model's scores (see training/tasks/text_sources.py).
     needs: of the method (`Method.needs()`), or just which extras to collate. reference: None where the method has
     none. notes: annotations that the data holds, for `offers`. model: the policy, whose sizes features have; None where
     no features are asked for.

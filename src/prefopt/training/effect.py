@@ -13,8 +13,8 @@ from ..errors import PrefoptError
 from ..objectives.method import Method
 from ..scoring.base import PREDICTED
 from ..scoring.text import asked_sources
-from .generations import generation_of
 from .needs import data_needs, follows_pairs, how_to_give
+from .tasks.generations import generation_of
 
 EVALUATION_KEYS = {
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "per_device_eval_batch_size",

@@ -42,7 +42,7 @@ from ..scoring.batch import Collator
 from ..scoring.modes import inference
 from .engine import Plan
 from .processes import decided_by_main
-from .sampler import Drawn
+from .sampler import Drawn, data_seed
 from .task import Examples
 from .trainer import Trainer
 
@@ -67,8 +67,7 @@ def follow(trainer: Trainer, config: DiagnosticsConfig, seen: np.ndarray) -> Pro
 
 
 def _drawn(trainer: Trainer, examples: Examples) -> Drawn:
-    seed = trainer.args.data_seed if trainer.args.data_seed is not None else trainer.args.seed
-    return Drawn(examples, "extras:mismatched" in trainer.needs, seed)
+    return Drawn(examples, "extras:mismatched" in trainer.needs, data_seed(trainer.args))
 
 
 def _cut(trainer: Trainer, draws: Sequence[Draw], collate: Callable[..., Any] | None = None) -> list[Any]:

@@ -33,7 +33,7 @@ from .needs import how_to_give
 from .processes import decided_by_main
 from .properties import follow
 from .rounds import Waiting
-from .sampler import micro_batches, seen
+from .sampler import data_seed, micro_batches, seen
 from .task import Task
 from .trainer import Trainer
 
@@ -232,22 +232,21 @@ def _prepared(
         task.rounds.settle(config.train, args, per_step)
     if budget := config.train.get("token_budget"):
         epochs = 1 if args.max_steps > 0 else int(-(-args.num_train_epochs // 1))
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        micro = micro_batches(task.train.tokens, per_step, budget, args.world_size, seed, epochs)
+        micro = micro_batches(task.train.tokens, per_step, budget, args.world_size, data_seed(args), epochs)
         args.gradient_accumulation_steps = micro
     return task, args, per_step
 
 
 def _task(config: RunConfig, method: Method, kind: str) -> Task:
     if kind == "diffusion":
-        from .diffusion_task import diffusion_task
+        from .tasks.denoising import diffusion_task
 
         return diffusion_task(config, method)
     if kind == "clip":
-        from .preference_task import preference_task
+        from .tasks.preference import preference_task
 
         return preference_task(config, method)
-    from .text_task import text_task
+    from .tasks.text import text_task
 
     return text_task(config, method)
 

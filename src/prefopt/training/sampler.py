@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import TrainingArguments
 
 from ..errors import PrefoptError
 from ..scoring.base import Batch, Draw
 from .task import Examples
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """By which data are drawn: train.data_seed, or else train.seed."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 @dataclass(frozen=True)

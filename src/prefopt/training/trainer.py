@@ -27,7 +27,7 @@ from .callbacks import AfterStep, Bar, MetricsFile, SaveAfterEvaluation, SaveAft
 from .engine import Meter, Plan, States, made_up, measures, part, plan, responses
 from .names import learnt, to_log
 from .rounds import RoundSampler, enter_round
-from .sampler import Drawn, StepLoader, StepSampler
+from .sampler import Drawn, StepLoader, StepSampler, data_seed
 from .task import Examples, Task
 from .turns import Turns, act, groups, refuse_shared
 
@@ -83,9 +83,8 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> StepLoader:
         a = self.args
         if self.task.rounds is not None:
-            seed = a.data_seed if a.data_seed is not None else a.seed
             share = (a.gradient_accumulation_steps, a.process_index, a.world_size)
-            rounds = RoundSampler(self.task.rounds, self.examples_per_step, *share, seed)
+            rounds = RoundSampler(self.task.rounds, self.examples_per_step, *share, data_seed(a))
             return self._loader(self.task.train, rounds)
         sampler = self._sampler(self.task.train, self.examples_per_step, a.gradient_accumulation_steps, shuffle=True)
         return self._loader(self.task.train, sampler)
@@ -97,8 +96,7 @@ class Trainer(transformers.Trainer):
 
     def _sampler(self, examples: Examples, per_step: int, micro: int, shuffle: bool) -> StepSampler:
         a = self.args
-        seed = a.data_seed if a.data_seed is not None else a.seed
-        return StepSampler(examples.tokens, per_step, micro, a.process_index, a.world_size, seed, shuffle)
+        return StepSampler(examples.tokens, per_step, micro, a.process_index, a.world_size, data_seed(a), shuffle)
 
     def _loader(self, examples: Examples, sampler: StepSampler) -> StepLoader:
         drawn = Drawn(examples, "extras:mismatched" in self.needs, sampler.seed)

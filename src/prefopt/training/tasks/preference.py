@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from ..config import RunConfig
-from ..data.example import Example
-from ..data.images import load_image
-from ..data.latents import content_of, empty_condition, encode_examples, fingerprint
-from ..data.prepare_images import read_pictures
-from ..errors import PrefoptError
-from ..models.diffusion import load_image_model
-from ..models.preference import PreferenceModel
-from ..models.text import DTYPES
-from ..objectives.method import Method
-from ..rewards.images import clip_words, load_clip, load_processor
-from ..scoring.base import PREDICTED
-from ..scoring.denoising import DenoisingScorer
-from ..scoring.preference import PictureExample, Predicted, PreferenceScorer, WithPrompts
-from .needs import data_needs
-from .task import Task
+from ...config import RunConfig
+from ...data.example import Example
+from ...data.images import load_image
+from ...data.latents import content_of, empty_condition, encode_examples, fingerprint
+from ...data.prepare_images import read_pictures
+from ...errors import PrefoptError
+from ...models.diffusion import load_image_model
+from ...models.preference import PreferenceModel
+from ...objectives.method import Method
+from ...rewards.images import clip_words, load_clip, load_processor
+from ...scoring.base import PREDICTED
+from ...scoring.denoising import DenoisingScorer
+from ...scoring.preference import PictureExample, Predicted, PreferenceScorer, WithPrompts
+from ..needs import data_needs
+from ..task import Task
+from .pipeline import dtype_of, log_dropped
 
-log = logging.getLogger("prefopt")
 BASE = "base"
 """The source that a step-aware model's pictures are predicted by."""
 
@@ -61,7 +58,7 @@ def preference_task(config: RunConfig, method: Method) -> Task:
     processor = load_processor(config.model.path, "model.path")
     start = fingerprint({"model": clip})
     step_aware = f"noising:{PREDICTED}" in needs
-    model = PreferenceModel.of(clip.to(_dtype(config)), step_aware).requires_grad_(True)
+    model = PreferenceModel.of(clip.to(dtype_of(config)), step_aware).requires_grad_(True)
     read = read_pictures(config.data, data_needs(needs))
     log_dropped(read.record)
     record: dict[str, Any] = {
@@ -90,18 +87,11 @@ def preference_task(config: RunConfig, method: Method) -> Task:
     return Task(model, data[0], held_out, scorer, save, record, unit="pictures")
 
 
-def log_dropped(record: dict[str, Any]) -> None:
-    """What the record of the rows says was dropped, as warnings."""
-    for reason, dropped in record["dropped"].items():
-        log.warning("%d rows dropped: %s (the run's record lists them)", dropped["count"], reason)
-
-
 def _predicted(config: RunConfig, how: dict[str, Any]) -> tuple[Predicted, dict[str, Any]]:
     """The frozen pipeline of `sources.base`, and its record."""
     path = config.sources[BASE].path
     base = load_image_model(path)
-    seed = int(config.train.get("data_seed") or config.train.get("seed") or 0)
-    draws = DenoisingScorer(base.kind, base.schedule, empty_condition(base), seed=seed, caption_dropout=0.0)
+    draws = DenoisingScorer(base.kind, base.schedule, empty_condition(base), seed=config.data_seed, caption_dropout=0.0)
     parts = {"denoiser": base.denoiser, **base.frozen}
     return Predicted(base, draws, **how), {BASE: {"path": path}, "fingerprint": fingerprint(parts)}
 
@@ -113,11 +103,6 @@ def _content(examples: Sequence[Example]) -> str:
         pictures = [hashlib.sha256(content_of(r, e)).hexdigest() for r in e.responses]
         digest.update(repr((str(e.prompt), pictures, e.pairs, sorted(e.notes.items()))).encode())
     return digest.hexdigest()
-
-
-def _dtype(config: RunConfig) -> torch.dtype:
-    found = DTYPES[config.model.dtype]
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _checkpointing(clip: Any, step_aware: bool) -> Any:

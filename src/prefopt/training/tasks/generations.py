@@ -29,14 +29,14 @@ class Generation:
 
 GENERATIONS: Mapping[str, Generation] = {
     "one_step": Generation(
-        "one_step_task:one_step_task",
+        "one_step:one_step_task",
         rollout=frozenset({"reward"}),
         reference=frozenset({"path"}),
         denoising=frozenset({"resolution"}),
         held_out=True,
     ),
-    "trajectories": Generation("transition_task:transition_task", KEYS_OF_ROUNDS),
-    "pools": Generation("transition_task:transition_task", KEYS_OF_ROUNDS),
+    "trajectories": Generation("transitions:transition_task", KEYS_OF_ROUNDS),
+    "pools": Generation("transitions:transition_task", KEYS_OF_ROUNDS),
 }
 
 

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import RunConfig
-from ..data.encode import Encoder
-from ..data.prepare import prepare_text
-from ..errors import PrefoptError
-from ..models.text import TextModel, load_text_model
-from ..objectives.method import Method
-from ..rollout.text import Sampling, continuations, end_tokens
-from ..scoring.entry import head_of, install
-from ..scoring.identity import identity_of
-from ..scoring.reference import (
+from ...config import RunConfig
+from ...data.encode import Encoder
+from ...data.prepare import prepare_text
+from ...errors import PrefoptError
+from ...models.text import TextModel, load_text_model
+from ...objectives.method import Method
+from ...rollout.text import Sampling, continuations, end_tokens
+from ...scoring.entry import head_of, install
+from ...scoring.identity import identity_of
+from ...scoring.reference import (
     AdapterOffReference,
     DrawSet,
     FrozenReference,
@@ -29,12 +29,12 @@ from ..scoring.reference import (
     StoredReference,
     adapter_off_obstacle,
 )
-from ..scoring.text import TextScorer, must_run
+from ...scoring.text import TextScorer, must_run
+from ..needs import data_needs, grading
+from ..sampler import Drawn, Part
+from ..task import Task
 from .following import following, kind_of_reference
-from .needs import data_needs, grading
 from .positions import refuse_past_positions
-from .sampler import Drawn, Part
-from .task import Task
 from .text_sources import Sources, another_model
 
 log = logging.getLogger("prefopt")
@@ -58,9 +58,9 @@ def text_task(config: RunConfig, method: Method) -> Task:
     collate = dataclasses.replace(scorer.collate, graded=False)  # what stores hold is not asked of graded versions
 
     def prepare(seen: np.ndarray) -> None:
-        sets: list[DrawSet] = [Part(Drawn(prepared.train, partners, _seed(config)), seen)]
+        sets: list[DrawSet] = [Part(Drawn(prepared.train, partners, config.data_seed), seen)]
         if prepared.eval is not None:
-            sets.append(Drawn(prepared.eval, partners, _seed(config)))
+            sets.append(Drawn(prepared.eval, partners, config.data_seed))
         if isinstance(reference, StoredReference):
             reference.prepare(live, collate, sets)
         sources.prepare(collate, sets, next(model.parameters()).device)
@@ -141,10 +141,6 @@ def _autocast(config: RunConfig) -> torch.dtype | None:
 
 def _kind_of(reference: ReferenceModel) -> str:
     return {StoredReference: "store", AdapterOffReference: "adapter_off", FrozenReference: "frozen"}[type(reference)]
-
-
-def _seed(config: RunConfig) -> int:
-    return int(config.train.get("data_seed") or config.train.get("seed") or 0)
 
 
 def _saver(loaded: TextModel) -> Any:

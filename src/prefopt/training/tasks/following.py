@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..config import ReferenceConfig, RunConfig
-from ..errors import PrefoptError
-from ..scoring.moving import Moving
+from ...config import ReferenceConfig, RunConfig
+from ...errors import PrefoptError
+from ...scoring.moving import Moving
 
 if TYPE_CHECKING:
-    from .average import Average
+    from ..average import Average
 
 FIXED = {
     "store": "it holds log-probabilities of one model",
@@ -31,9 +31,9 @@ def kind_of_reference(config: ReferenceConfig) -> str:
     return "frozen"
 
 
-def following(config: ReferenceConfig, reference: nn.Module, policy: nn.Module) -> dict[str, Moving]:
-    """The rule by which `reference` follows `policy`, as a task's `moving`; none where it stays."""
-    if not config.moves:
+def following(config: ReferenceConfig, reference: nn.Module | None, policy: nn.Module) -> dict[str, Moving]:
+    """The rule by which `reference` follows `policy`, as a task's `moving`; none where it stays, or there is none."""
+    if reference is None or not config.moves:
         return {}
     return {"reference": Moving(reference, config.mixup_alpha or 1.0, config.sync_steps or 1).check(policy)}
 
@@ -43,6 +43,6 @@ def averaged(config: RunConfig, policy: nn.Module) -> dict[str, Average]:
     decay = config.denoising.ema_decay
     if decay is None:
         return {}
-    from .average import Average
+    from ..average import Average
 
     return {"mean": Average(policy, decay)}

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import ModelConfig, RunConfig
-from ..errors import PrefoptError
-from ..models.text import TextModel, load_text_model
-from ..scoring.batch import TextBatch
-from ..scoring.entry import install
-from ..scoring.reference import DrawSet, StoredReference
+from ...config import ModelConfig, RunConfig
+from ...errors import PrefoptError
+from ...models.text import TextModel, load_text_model
+from ...scoring.batch import TextBatch
+from ...scoring.entry import install
+from ...scoring.reference import DrawSet, StoredReference
 
 OTHER_TOKENIZER = (
     "its tokenizer is not the policy's, so their log-probabilities of the same tokens cannot be compared; a model with "

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..data.store import EncodedDataset
-from ..errors import PrefoptError
-from ..scoring.entry import core
+from ...data.store import EncodedDataset
+from ...errors import PrefoptError
+from ...scoring.entry import core
 
 LEARNED = ("wpe", "embed_positions", "position_embeddings")  # what families call a table of learned positions
 

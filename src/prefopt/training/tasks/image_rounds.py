@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import RolloutConfig
-from ..data.captions import PromptSet
-from ..errors import PrefoptError
-from ..models.diffusion import ImageModel
-from ..rewards.load import Reward
-from ..rewards.step_aware import StepJudge, as_pictures
-from ..rollout.marks import GIVEN, SHEET, read_marks, write_sheet
-from ..rollout.pools import Pools, pools
-from ..rollout.trajectories import Trajectories, roll_out, verdict, verdict_scores
-from ..rollout.walk import Answer, answers
-from ..scoring.transition_scorer import Steps
-from ..scoring.transitions import grid
-from .rounds import Made, Waiting, chosen, places
+from ...config import RolloutConfig
+from ...data.captions import PromptSet
+from ...errors import PrefoptError
+from ...models.diffusion import ImageModel
+from ...rewards.load import Reward
+from ...rewards.step_aware import StepJudge, as_pictures
+from ...rollout.marks import GIVEN, SHEET, read_marks, write_sheet
+from ...rollout.pools import Pools, pools
+from ...rollout.trajectories import Trajectories, roll_out, verdict, verdict_scores
+from ...rollout.walk import Answer, answers
+from ...scoring.transition_scorer import Steps
+from ...scoring.transitions import grid
+from ..rounds import Made, Waiting, chosen, places
 
 
 class Sources(NamedTuple):

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import RunConfig
-from ..data.captions import prepare_prompts
-from ..data.latents import empty_condition, fingerprint
-from ..errors import PrefoptError
-from ..models.diffusion import ImageModel, load_image_model, make_trainable, save_image_model
-from ..models.one_step import one_step_scheduler
-from ..objectives.method import Method
-from ..rewards.differentiable import check_differentiable, load_differentiable
-from ..scoring.moving import Moving
-from ..scoring.one_step import OneStep, OneStepScorer
-from ..scoring.schedules import Schedule
-from .diffusion_task import dtype_of, with_checkpointing
-from .task import Task
-from .turns import Turns
+from ...config import RunConfig
+from ...data.captions import prepare_prompts
+from ...data.latents import fingerprint
+from ...errors import PrefoptError
+from ...models.diffusion import ImageModel, make_trainable, save_image_model
+from ...models.one_step import one_step_scheduler
+from ...objectives.method import Method
+from ...rewards.differentiable import check_differentiable, load_differentiable
+from ...scoring.moving import Moving
+from ...scoring.one_step import OneStep, OneStepScorer
+from ...scoring.schedules import Schedule
+from ..task import Task
+from ..turns import Turns
+from .pipeline import Reference, adapter_of, encoded, opened, record_of, refuse_unlike, trainable
 
 SAME_LEVELS = 1e-4  # how far two schedules that are written otherwise may differ
 
@@ -32,32 +32,21 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
     """Generator, reference, assistant, prompts and reward. Raises PrefoptError for whatever cannot be trained on."""
     needs = method.needs()
     how = OneStep(**needs["generation:one_step"]["how"])
-    paths = (config.model.path, config.reference.path or config.model.path)
-    model, other = (
-        load_image_model(path, dtype=dtype_of(config), resolution=config.denoising.resolution) for path in paths
-    )
-    _refuse_unlike(model, other, config)
+    model, other = opened(config), opened(config, config.reference.path)
+    if config.reference.path is not None:
+        _refuse_unlike(config, model, other)
     level = how.generator_level(model.schedule)
-    if torch.cuda.is_available():
-        model.pipeline.to("cuda")  # encoding is faster there
     reward = _reward(config, model) if "scores:reward" in needs else None
-    data = prepare_prompts(config.data, model)
+    data, empty = encoded(model, lambda: prepare_prompts(config.data, model))
     if reward is not None:
         pixels = (model.denoiser.config.in_channels if "vae" not in model.frozen else 3, *[model.resolution] * 2)
-        check_differentiable(
-            reward, str(config.rollout.reward), pixels, [str(e.prompt) for e in data.train.examples[:2]]
-        )
-    identity = {
-        "model": fingerprint({"denoiser": model.denoiser}),
-        "reference": fingerprint({"denoiser": other.denoiser}),
-    }
-    adapter = None if config.model.adapter is None else config.model.adapter.model_dump()
-    empty = empty_condition(model)
-    for part in model.frozen.values():
-        part.to("cpu")
-    net = make_trainable(model, adapter)
-    assistant, reference = _assistant(other, adapter)
-    with_checkpointing(net)
+        captions = [str(e.prompt) for e in data.train.examples[:2]]
+        check_differentiable(reward, str(config.rollout.reward), pixels, captions)
+    start = fingerprint({"denoiser": model.denoiser})
+    # is_start: false, for the generator is compared with nothing
+    told = Reference("frozen", None, fingerprint({"denoiser": other.denoiser}), is_start=False)
+    net = trainable(config, model)
+    assistant, reference = _assistant(config, other)
     if config.train.get("gradient_checkpointing"):  # the trainer asks the policy alone
         for part in filter(None, (assistant, reference)):
             part.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -70,17 +59,12 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
         model.latent_shape,
         empty,
         how=how,
-        seed=int(config.train.get("data_seed") or config.train.get("seed") or 0),
+        seed=config.data_seed,
         decode=_decoder(model),
         reward=reward,
     )
-    record: dict[str, Any] = {
-        "data": data.record,
-        "model": {"path": config.model.path, "kind": model.kind, "prediction": model.schedule.prediction}
-        | {"fingerprint": identity["model"], "generator_time": level.time.item()},
-        "reference": {"kind": "frozen", "identity": identity["reference"]},
-        "reference_is_start": False,  # the generator is compared with nothing
-    }
+    record = record_of(config, model, start, data.record, told)
+    record["model"]["generator_time"] = level.time.item()
 
     def save(_: nn.Module, folder: Path, weights: dict[str, Any] | None) -> None:
         _save(model, folder, int(level.time.item()), moving.get("ema"))
@@ -89,21 +73,15 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
     return Task(net, data.train, data.eval, scorer, save, record, unit="images", moving=moving, networks=trained)
 
 
-def _refuse_unlike(model: ImageModel, other: ImageModel, config: RunConfig) -> None:
+def _refuse_unlike(config: RunConfig, model: ImageModel, other: ImageModel) -> None:
     """Generator and reference read the same latents and captions, and count noise alike."""
-    if config.reference.path is None:
-        return
-    where = f"reference.path = {config.reference.path}"
-    if other.kind != model.kind or fingerprint(other.frozen) != fingerprint(model.frozen):
-        raise PrefoptError(
-            f"{where}: it is another kind of model, or has another VAE or text encoder than {config.model.path}, so the "
-            "same latents and captions mean something else to it"
-        )
     if _levels_differ(model.schedule, other.schedule):
         raise PrefoptError(
-            f"{where}: it has other noise levels, or predicts {other.schedule.prediction} where {config.model.path} predicts "
-            f"{model.schedule.prediction}: a generator is trained by the diffusion model that it was made of"
+            f"reference.path = {config.reference.path}: it has other noise levels, or predicts {other.schedule.prediction} "
+            f"where {config.model.path} predicts {model.schedule.prediction}: a generator is trained by the diffusion model "
+            "that it was made of"
         )
+    refuse_unlike(config, model, other)
 
 
 def _levels_differ(a: Schedule, b: Schedule) -> bool:
@@ -136,8 +114,9 @@ def _decoder(model: ImageModel) -> Callable[[Tensor], Tensor]:
     return decode
 
 
-def _assistant(other: ImageModel, adapter: dict[str, Any] | None) -> tuple[nn.Module, nn.Module | None]:
+def _assistant(config: RunConfig, other: ImageModel) -> tuple[nn.Module, nn.Module | None]:
     """The assistant, which starts as the reference, and the reference: a copy, or the assistant without its adapter."""
+    adapter = adapter_of(config)
     reference = copy.deepcopy(other.denoiser) if adapter is None else None
     return make_trainable(other, adapter), reference
 
