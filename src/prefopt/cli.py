@@ -294,11 +294,12 @@ def reproduce(
     slug: Annotated[str, typer.Argument(help="a paper's slug; `prefopt papers` lists them")],
     seeds: Annotated[int, typer.Option("--seeds", min=1)] = 3,
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of verdict and plot")] = Path("reproductions"),
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="seeds that run side by side")] = 1,
 ) -> None:
-    """Run a paper's claim in small: prints a verdict, writes JSON and a plot."""
+    """Run a paper's claim in small: prints a verdict, writes JSON and a plot. Started again, it goes on."""
     from .reproductions import reproduce as run
 
-    verdict = run(slug, seeds, output)
+    verdict = run(slug, seeds, output, jobs=jobs)
     out.print(verdict.summary(), soft_wrap=True, highlight=False)
     if verdict.verdict == "fails":
         raise typer.Exit(1)

@@ -1,6 +1,8 @@
 """The frame on a reproduction that takes no time."""
 
 import json
+import pickle
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -9,19 +11,21 @@ from PIL import Image
 from prefopt import papers
 from prefopt.errors import PrefoptError
 from prefopt.reproductions import Demand, Reproduction, load_all, reproduce
+from prefopt.reproductions.bench import Event, Progress
 from prefopt.reproductions.table import table
+from prefopt.studies import pool
 
 
 class Toy:
-    """Counts its steps; `stop` raises in a step of that seed."""
+    """Counts its steps; `stop` raises `error` in a step of that seed."""
 
     def __init__(self):
-        self.done, self.stop = [], None
+        self.done, self.stop, self.error = [], None, KeyboardInterrupt()
 
     def run(self, bench):
         def compute():
             if self.stop == bench.seed:
-                raise KeyboardInterrupt
+                raise self.error
             self.done.append(bench.seed)
             return {"x": bench.seed / 10}
 
@@ -105,6 +109,8 @@ def test_wrong_inputs(toy, tmp_path):
         reproduce("dppo", 3, tmp_path)
     with pytest.raises(PrefoptError, match="at least one seed"):
         reproduce(toy.reproduction(), 0, tmp_path)
+    with pytest.raises(PrefoptError, match="jobs = 0: a verdict needs at least one job"):
+        reproduce(toy.reproduction(), 1, tmp_path, jobs=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(PrefoptError, match="cannot be written"):
         reproduce(toy.reproduction(), 1, tmp_path / "file")
@@ -117,6 +123,60 @@ def test_progress_counts_all_seeds(toy, tmp_path, caplog):
     caplog.clear()
     reproduce(toy.reproduction(), 3, tmp_path)
     assert [r.getMessage().split(",")[0] for r in caplog.records] == ["toy: step 5 of 6", "toy: step 6 of 6"]
+
+
+def test_seeds_side_by_side(toy, tmp_path, caplog):
+    caplog.set_level("INFO", "prefopt")
+    reproduce(toy.reproduction(), 3, tmp_path / "serial", progress=False)
+    toy.done.clear()
+    outcome = reproduce(toy.reproduction(), 3, tmp_path / "beside", jobs=2)
+    assert outcome.verdict == "holds" and toy.done == []  # by other processes, and not again by this one
+    one, other = (json.loads((tmp_path / name / "toy.json").read_text()) for name in ("serial", "beside"))
+    assert all(one[key] == other[key] for key in ("verdict", "checks", "measurements", "seeds"))
+    told = [r.getMessage().split(", ") for r in caplog.records]
+    assert [words[0] for words in told] == [f"toy: step {n} of 6" for n in range(1, 7)]
+    assert {words[1] for words in told} == {f"seed {n}: {step}" for n in (1, 2, 3) for step in ("first", "second")}
+    assert all((tmp_path / "beside" / "runs" / "toy" / f"seed-{n}" / "log.txt").is_file() for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(PrefoptError("no room"), "no room"), (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug")]
+)
+def test_a_seed_that_fails_beside_others_is_named(toy, tmp_path, monkeypatch, capfd, error, told):
+    def work_off(tasks, jobs, hear):
+        """One after the other, in this process."""
+        monkeypatch.setattr(pool, "say", hear)
+        for number, (function, arguments, _) in enumerate(tasks):
+            try:
+                function(*arguments)
+                yield pool.End(number)
+            except PrefoptError as e:
+                yield pool.End(number, str(e))
+            except Exception as e:
+                yield pool.End(number, f"{type(e).__name__}: {e}")
+
+    monkeypatch.setattr(pool, "work_off", work_off)
+    toy.stop, toy.error = 2, error
+    with pytest.raises(PrefoptError, match=rf"toy, seed 2: {told} \(.*seed-2/log\.txt has what it printed\)"):
+        reproduce(toy.reproduction(), 3, tmp_path, jobs=3)
+    assert ("Traceback" in capfd.readouterr().err) == (not isinstance(error, PrefoptError))
+    assert toy.done == [1] and not (tmp_path / "toy.json").exists()
+    toy.stop = None
+    assert reproduce(toy.reproduction(), 3, tmp_path).verdict == "holds" and toy.done == [1, 2, 3]
+
+
+def test_every_reproduction_can_be_given_to_a_process():
+    for reproduction in load_all().values():
+        assert pickle.loads(pickle.dumps(reproduction.run)) is reproduction.run
+
+
+@pytest.mark.parametrize(("jobs", "minutes"), [(1, 8), (3, 4)])
+def test_what_is_left_is_shared_by_the_jobs(jobs, minutes):
+    told = Progress("toy", 9, seeds=3, jobs=jobs)
+    for seed, step in ((1, "a"), (1, "b"), (1, "c"), (2, "a"), (3, "a"), (3, "a")):  # one is heard of twice
+        told.hear(Event(seed, Path(f"{seed}/{step}.json"), 120.0, 60.0))
+    assert told.done == 5 and told.seconds == 600 and told.cpu_seconds == 300
+    assert told.minutes_left == pytest.approx(minutes)  # 4 steps of 2 minutes, 2 of them of one seed
 
 
 def test_the_table_names_every_verdict(toy, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 from .claim import Measurements
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 
 def bars(
@@ -23,6 +23,18 @@ def bars(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.0 * len(panels) + 0.5, 3.3), layout="constrained")
+    bars_in(figure, seeds, names, panels, colours)
+    return figure
+
+
+def bars_in(
+    figure: FigureBase,
+    seeds: Sequence[Measurements],
+    names: Mapping[str, str],
+    panels: Mapping[str, str],
+    colours: Mapping[str, str],
+) -> None:
+    """`bars` as one row of a larger figure."""
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for x, name in enumerate(names):
             values = [seed[name][key] for seed in seeds]
@@ -31,7 +43,6 @@ def bars(
         axes.set_xticks(range(len(names)), list(names.values()), fontsize=7, rotation=35, ha="right")
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def _colour(name: str, colours: Mapping[str, Any]) -> str:

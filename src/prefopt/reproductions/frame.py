@@ -19,6 +19,7 @@ from ..files import write_atomically
 from ..training.folder import versions
 from .bench import Bench, Progress
 from .claim import Judgement, Measurements, Reproduction, statement
+from .jobs import side_by_side
 from .table import write_table
 
 
@@ -68,22 +69,35 @@ def find(slug: str) -> Reproduction:
 
 
 def reproduce(
-    slug: str | Reproduction, seeds: int = 3, output: Path | str = Path("reproductions"), *, progress: bool = True
+    slug: str | Reproduction,
+    seeds: int = 3,
+    output: Path | str = Path("reproductions"),
+    *,
+    jobs: int = 1,
+    progress: bool = True,
 ) -> Outcome:
     """Run a claim on seeds 1..`seeds` and judge it by the criterion that its module fixed.
 
     Writes SLUG.json, SLUG.png and README.md (a table of all verdicts there) into `output`, and the work into
-    `output`/runs/SLUG: started again, it goes on where it was stopped. Seed 0 is left to pilots.
-    Raises PrefoptError for an unknown slug, fewer than one seed, or an output that holds work of other settings.
+    `output`/runs/SLUG: started again, it goes on where it was stopped. Seed 0 is left to pilots. jobs: so many seeds run
+    side by side, each in a process with its share of the cores; with as many threads (OMP_NUM_THREADS) the numbers are
+    those of a run of one seed after the other, to the bit.
+    Raises PrefoptError for an unknown slug, fewer than one seed or job, an output that holds work of other settings, or
+    a seed that failed beside others.
     """
     reproduction = find(slug) if isinstance(slug, str) else slug
-    if seeds < 1:
-        raise PrefoptError(f"seeds = {seeds}: a verdict needs at least one seed")
+    for name, number in (("seeds", seeds), ("jobs", jobs)):
+        if number < 1:
+            raise PrefoptError(f"{name} = {number}: a verdict needs at least one {name.removesuffix('s')}")
     place = Path(output).expanduser()
     work = place / "runs" / reproduction.slug
     _claim(place, work, reproduction)
-    shown = Progress(reproduction.slug, seeds * reproduction.steps, shown=progress)
-    measured = [reproduction.run(Bench(seed, work / f"seed-{seed}", shown)) for seed in range(1, seeds + 1)]
+    jobs = min(jobs, seeds)
+    shown = Progress(reproduction.slug, seeds * reproduction.steps, shown=progress, seeds=seeds, jobs=jobs)
+    benches = [Bench(seed, work / f"seed-{seed}", shown) for seed in range(1, seeds + 1)]
+    if jobs > 1:
+        side_by_side(reproduction, benches, shown)
+    measured = [reproduction.run(bench) for bench in benches]
     path = place / f"{reproduction.slug}.json"
     outcome = Outcome(reproduction, reproduction.judge(measured), seeds, path)
     _draw(reproduction, measured, path.with_suffix(".png"))

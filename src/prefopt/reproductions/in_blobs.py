@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .bench import Bench
 from .measure_images import accuracy_on_pairs, pictures, rewards, side_by_side, win_rate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 EACH = 128  # pictures of each of the four captions
 DRAWS = 10  # noise levels that the implicit reward of a pair is averaged over
@@ -38,8 +41,8 @@ def world(bench: Bench, temperature: float = 0.1) -> dict[str, str]:
     return {name: str(getattr(built, name)) for name in ("model", "train", "heldout")}
 
 
-def look(bench: Bench, name: str, model: Path) -> list[float]:
-    """Rewards of EACH pictures of every caption from the seed's noise; the first of them are kept for the grid."""
+def drawn(bench: Bench, name: str, model: Path) -> tuple[list[str], list[Image]]:
+    """EACH pictures of every caption from the seed's noise; the first of them are kept for the grid."""
     from ..worlds import blobs
 
     said, images = pictures(model, blobs.captions(), EACH, blobs.SAMPLING, first_noise=10_000 * bench.seed)
@@ -47,18 +50,35 @@ def look(bench: Bench, name: str, model: Path) -> list[float]:
     folder.mkdir(parents=True, exist_ok=True)
     for n in range(len(blobs.captions()) * SHOWN):
         images[n // SHOWN * EACH + n % SHOWN].save(folder / f"{n}.png")
-    return rewards(said, images, blobs.reward)
+    return said, images
+
+
+def look(bench: Bench, name: str, model: Path) -> list[float]:
+    """Rewards of the pictures that `drawn` makes."""
+    from ..worlds import blobs
+
+    return rewards(*drawn(bench, name, model), blobs.reward)
+
+
+def content(
+    bench: Bench, parts: Parts, method: Mapping[str, Any], rate: float, steps: int, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The configuration of a run from the world's model."""
+    train = {**TRAIN, "learning_rate": rate, "max_steps": steps, "seed": bench.seed}
+    return {"method": dict(method), "model": parts["model"], "data": dict(data), "train": train}
+
+
+def accuracy(bench: Bench, parts: Parts, model: Path) -> float:
+    """Of the model's implicit reward, on the world's held-out pairs."""
+    return accuracy_on_pairs(model, Path(parts["model"]), Path(parts["heldout"]), draws=DRAWS, seed=bench.seed)
 
 
 def tune(
     bench: Bench, name: str, parts: Parts, method: Mapping[str, Any], rate: float, steps: int, data: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One run from the world's model, and what came of it."""
-    train = {**TRAIN, "learning_rate": rate, "max_steps": steps, "seed": bench.seed}
-    content = {"method": dict(method), "model": parts["model"], "data": dict(data), "train": train}
-    folder = bench.train(name, content)
-    accuracy = accuracy_on_pairs(folder, Path(parts["model"]), Path(parts["heldout"]), draws=DRAWS, seed=bench.seed)
-    return {"rewards": look(bench, name, folder), "implicit_accuracy": accuracy}
+    folder = bench.train(name, content(bench, parts, method, rate, steps, data))
+    return {"rewards": look(bench, name, folder), "implicit_accuracy": accuracy(bench, parts, folder)}
 
 
 def compared(
@@ -84,8 +104,8 @@ def runs_of(
     return {name: partial(tune, bench, name, parts, *plan) for name, plan in plans.items()}
 
 
-def grid(folder: Path, names: Mapping[str, str]) -> None:
-    """`pictures.png`: equal noise in every column, a row for each run."""
+def grid(folder: Path, names: Mapping[str, str], output: Path | None = None) -> None:
+    """`pictures.png` in the folder, or `output`: equal noise in every column, a row for each run."""
     from PIL import Image
 
     from ..worlds import blobs
@@ -95,7 +115,7 @@ def grid(folder: Path, names: Mapping[str, str]) -> None:
         (shown, [Image.open(folder / "shown" / name / f"{n}.png") for n in range(len(said))])
         for name, shown in names.items()
     ]
-    side_by_side(rows, said, folder / "pictures.png")
+    side_by_side(rows, said, output or folder / "pictures.png")
 
 
 def relabelled(parts: Parts, path: Path, first_wins: Callable[[Row, np.random.Generator], bool], seed: int) -> Path:

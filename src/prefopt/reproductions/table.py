@@ -11,8 +11,8 @@ from ..files import write_atomically
 HEAD = """# Reproductions
 
 Each paper's headline claim in small, with the criterion that was fixed before the runs. `prefopt reproduce SLUG` runs
-one again. This page is made from the JSON files beside it. CPU time is that of the runs, without worlds that were
-built before.
+one again, with `--jobs 3` three seeds side by side; stopped and started again, it goes on. This page is made from the
+JSON files beside it. CPU time is that of the runs, without worlds that were built before.
 """
 
 

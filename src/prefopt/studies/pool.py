@@ -36,8 +36,27 @@ class End:
     died: bool = False
 
 
-def work_off(tasks: Sequence[Task], jobs: int) -> Generator[End, None, None]:
-    """Does all tasks on `jobs` processes and yields each end as it comes. Closing the iterator stops them."""
+@dataclass(frozen=True)
+class Said:
+    """What a task tells while it runs (`say`)."""
+
+    what: Any
+
+
+def say(what: Any) -> None:
+    """From within a task: `what` (anything that pickles) to the `hear` of the process that started it."""
+    _answers[-1].send(Said(what))
+
+
+_answers: list[Connection] = []
+"""In a worker: where its answers go."""
+
+
+def work_off(tasks: Sequence[Task], jobs: int, hear: Callable[[Any], None] | None = None) -> Generator[End, None, None]:
+    """Does all tasks on `jobs` processes and yields each end as it comes. Closing the iterator stops them.
+
+    hear: gets what the tasks `say`, as it comes. A task whose process was killed is done again, so may say it twice.
+    """
     waiting = [(i, ATTEMPTS) for i in reversed(range(len(tasks)))]
     busy: dict[Connection, tuple[_Worker, int, int]] = {}
     idle: list[_Worker] = []
@@ -52,7 +71,7 @@ def work_off(tasks: Sequence[Task], jobs: int) -> Generator[End, None, None]:
             for ready in wait(list(busy)):
                 worker, number, attempts = busy.pop(ready)  # type: ignore[call-overload]
                 try:
-                    error = worker.connection.recv()
+                    answer = worker.connection.recv()
                 except (EOFError, OSError):
                     how = worker.death()
                     free.append(worker.number)
@@ -61,8 +80,13 @@ def work_off(tasks: Sequence[Task], jobs: int) -> Generator[End, None, None]:
                     else:
                         yield End(number, f"the process of this run {how}", died=True)
                 else:
+                    if isinstance(answer, Said):
+                        busy[worker.connection] = (worker, number, attempts)
+                        if hear is not None:
+                            hear(answer.what)
+                        continue
                     idle.append(worker)
-                    yield End(number, error)
+                    yield End(number, answer)
     finally:
         for worker in idle:
             worker.connection.close()  # it ends by itself
@@ -108,6 +132,7 @@ def _serve(connection: Connection, number: int, jobs: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _own_device(number, jobs)
+    _answers.append(connection)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     logging.getLogger("prefopt").setLevel(logging.INFO)
     while True:
