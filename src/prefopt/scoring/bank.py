@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..files import cache_folder
+from .processes import largest
 
 RECORD = np.dtype([("key", "<u8"), ("error", "<f8")])
 
@@ -83,21 +84,11 @@ class Bank:
         Where several processes train, all of them compute if one must: sharded networks are called together.
         """
         found, known = self.find(keys)
-        if not _everywhere(bool(known.all())):
+        if largest(int(not known.all())):
             made = compute().double().cpu()
             self.keep(keys[~known], made[~known])
             found = torch.where(known, found, made)
         return found
-
-
-def _everywhere(here: bool) -> bool:
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()):
-        return here
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    flag = torch.tensor(int(here), device=device)
-    dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag)
 
 
 def _records(path: Path) -> np.ndarray:

@@ -109,6 +109,18 @@ def plain(x: Inputs, schedule: Schedule) -> Noised:
     return Noised(noisy, time, target(schedule.prediction, x.latents, x.noise, signal, sigma))
 
 
+def guided(ask: Network, noisy: Tensor, time: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """The answer [N, C, H, W] under classifier-free guidance: empty + scale (told - empty); what has no weight is not
+    asked."""
+    if scale == 0:
+        return ask(noisy, time, rows=rows, empty=True)
+    told = ask(noisy, time, rows=rows)
+    if scale == 1:
+        return told
+    free = ask(noisy, time, rows=rows, empty=True)
+    return free + scale * (told - free)
+
+
 def noising_for(needs: Mapping[str, Mapping[str, Any]]) -> Noising:
     """The one way that a method asks for, with its settings; forward noising where it asks for none.
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ...errors import PrefoptError
+from ..processes import largest
 from ..schedules import Schedule
 from ..transitions import transition
-from .base import Inputs, Network, Noised, Noising, plain
+from .base import Inputs, Network, Noised, Noising, guided, plain
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,18 @@ class OwnPath(Noising):
 
     def beside(self, x: Inputs, rows: Tensor, schedule: Schedule, policy: Network) -> Noised:
         """State, time and the snapshot's prediction where each path reaches the time of its row."""
-        state, t, stride = x.drawn["path_start"][rows].to(x.latents.dtype), x.t[rows], self._stride(schedule)
+        state, stride = x.drawn["path_start"][rows].to(x.latents.dtype), self._stride(schedule)
+        t = x.t[rows].cpu()  # waits once; where each path is follows from its time alone
         moves = self._moves(t, schedule)
         answer = torch.empty_like(state)
-        for left in range(int(moves.max()), -1, -1):
-            on = (moves >= left).nonzero()[:, 0]
-            at = t[on] + left * stride
-            time = schedule.level(at.cpu()).time.to(at.device)
-            said = self._guided(policy, state[on], time, rows[on])
+        for left in range(largest(int(moves.max())), -1, -1):
+            there = (moves >= left).nonzero()[:, 0]
+            if not len(there):
+                one = slice(0, 1)  # another process's path is longer
+                guided(policy, state[one], x.level.time[rows[one]], rows[one], self.guidance)
+                continue
+            on, at = there.to(state.device), t[there] + left * stride
+            said = guided(policy, state[on], schedule.level(at).time.to(state.device), rows[on], self.guidance)
             if left:
                 state[on] = transition(schedule, said, state[on], at, at - stride, 0.0).mean
             else:
@@ -80,10 +85,3 @@ class OwnPath(Noising):
         if schedule.prediction == "flow":
             return ((1 - t) * self.steps).ceil().long() - 1
         return torch.div(schedule.steps - 1 - t, self._stride(schedule), rounding_mode="floor")
-
-    def _guided(self, policy: Network, state: Tensor, time: Tensor, rows: Tensor) -> Tensor:
-        told = policy(state, time, rows=rows)
-        if self.guidance == 1:
-            return told
-        free = policy(state, time, rows=rows, empty=True)
-        return free + self.guidance * (told - free)

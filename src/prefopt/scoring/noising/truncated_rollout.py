@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import PrefoptError
 from ..schedules import Schedule, split, wide
-from .base import Inputs, Network, Noised, Noising
+from .base import Inputs, Network, Noised, Noising, guided
 
 Estimates = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(states [N, C, H, W], timesteps [N], rows [N]) -> clean latents and noise [N, C, H, W] that the network sees in them."""
@@ -133,21 +133,12 @@ class TruncatedRollout(Noising):
         start = wide(a) * x.latents + wide(s) * x.noise
 
         def estimates(state: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            answer = self._guided(policy, state, t, rows)
+            answer = guided(policy, state, t, rows, 1 + self.guidance)
             return split(schedule.prediction, answer, state, *_coefficients(abar, t, state.dtype))
 
         stopped = roll_out(estimates, start, place, x.drawn["moves"], abar, self.grid)
         noise = x.drawn["noise_again"].to(x.latents.dtype)
         return Noised(noised_again(stopped.state, stopped.t, later, noise, abar), later, stopped.clean)
-
-    def _guided(self, policy: Network, state: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        """e_c + w (e_c - e_u); what has no weight is not computed. Every prediction type is affine in the noise."""
-        if self.guidance == -1:
-            return policy(state, t, rows=rows, empty=True)
-        with_caption = policy(state, t, rows=rows)
-        if self.guidance == 0:
-            return with_caption
-        return with_caption + self.guidance * (with_caption - policy(state, t, rows=rows, empty=True))
 
     def error(self, answer: Tensor, seen: Noised, schedule: Schedule) -> Tensor:
         """Between estimates of the clean latent, not between predictions: noisy levels weigh more."""
