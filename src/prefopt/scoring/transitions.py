@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PrefoptError
-from .schedules import Level, Schedule, split, wide
+from .schedules import Schedule, split, wide
 
 OFFSET = 1  # of the grid: its last step leaves t = 1, so that it still lands lower, at 0
 
@@ -77,16 +77,12 @@ def transition(schedule: Schedule, answer: Tensor, noisy: Tensor, t: Tensor, to:
         refuse_flows(schedule)
     if not t.is_cuda and not bool((to < t).all()):
         raise PrefoptError(f"a sampler's step from t = {t.tolist()} to {to.tolist()} does not go down")
-    here, there = (_exact(schedule.level(x.cpu())) for x in (t, to))
+    here, there = (schedule.level(x.cpu()) for x in (t, to))
     sd = eta * (there.sigma / here.sigma) * (1 - (here.signal / there.signal).square()).clamp(min=0).sqrt()
     back = (there.sigma.square() - sd.square()).clamp(min=0).sqrt()  # what of the predicted noise stays
     a, s, a_, b, sd = (x.to(answer) for x in (here.signal, here.sigma, there.signal, back, sd))
     clean, noise = split(schedule.prediction, answer, noisy, a, s)
     return Transition(wide(a_) * clean + wide(b) * noise, sd, clean)
-
-
-def _exact(level: Level) -> Level:
-    return Level(level.signal.double(), level.sigma.double(), level.time)
 
 
 def clean_of(schedule: Schedule, answer: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
