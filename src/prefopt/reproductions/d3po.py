@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,18 @@ if TYPE_CHECKING:
 STEPS, RATE, ROUNDS, PAIRS, UPDATES = 10, 1e-4, 10, 64, 4
 REWARDS = "prefopt.reproductions.rewards_of_blobs"
 SAMPLER: dict[str, Any] = {"steps": STEPS, "guidance": 1.0}
+SLOW, LONGER = 3e-5, 20  # the planned rate, and the rounds that it was planned with
 RUNS: dict[str, tuple[dict[str, Any], str]] = {  # method, and who judges
     "d3po": ({"name": "d3po"}, "truth"),
     "reward": ({"name": "ddpo-sf"}, "truth"),
     "shuffled": ({"name": "d3po"}, "coin"),
     "clean": ({"name": "d3po"}, "cleanness"),
+}
+ABLATIONS: dict[str, tuple[dict[str, Any], str, float, int]] = {  # the same, rate, rounds
+    "sum": ({"name": "_d3po_sum.py"}, "truth", RATE, ROUNDS),
+    "unclipped": ({"name": "d3po", "clip": None}, "truth", RATE, ROUNDS),
+    "slow": ({"name": "d3po"}, "truth", SLOW, LONGER),
+    "slow_shuffled": ({"name": "d3po"}, "coin", SLOW, LONGER),
 }
 NAMES = {
     "base": "start",
@@ -33,8 +41,22 @@ NAMES = {
     "reward": "DDPO, fed the reward",
     "shuffled": "D3PO, verdicts by a coin",
     "clean": "D3PO, the less distorted",
+    "sum": "D3PO, summed",
+    "unclipped": "D3PO, no clip",
+    "slow": f"D3PO, {SLOW:g}, {LONGER} rounds",
+    "slow_shuffled": f"by a coin, {SLOW:g}, {LONGER} rounds",
 }
-COLOURS = {"base": "#8a8a8a", "d3po": "#1f6f8b", "reward": "#dd9a86", "shuffled": "#b9a44c", "clean": "#3f7d4e"}
+COLOURS = {
+    "base": "#8a8a8a",
+    "d3po": "#1f6f8b",
+    "reward": "#dd9a86",
+    "shuffled": "#b9a44c",
+    "clean": "#3f7d4e",
+    "sum": "#7fa8b8",
+    "unclipped": "#7fa8b8",
+    "slow": "#7fa8b8",
+    "slow_shuffled": "#d8cb94",
+}
 
 
 def online(method: dict[str, Any], judge: str, rate: float, rounds: int, examples: int) -> dict[str, Any]:
@@ -54,7 +76,7 @@ def online(method: dict[str, Any], judge: str, rate: float, rounds: int, example
 
 
 def run(bench: Bench) -> Measurements:
-    """Tune the seed's model online with four judges, and look at equal noise."""
+    """Tune the seed's model online with four judges and in four other ways, and look at equal noise."""
     from ..worlds import blobs
 
     parts = bench.once("world", lambda: world(bench))
@@ -66,13 +88,17 @@ def run(bench: Bench) -> Measurements:
         return {"rewards": look(bench, name, model), "remainder": rest}
 
     def tune(name: str) -> dict[str, Any]:
-        method, judge = RUNS[name]
-        content = online({**method, **SAMPLER}, judge, RATE, ROUNDS, PAIRS * STEPS // UPDATES)
+        method, judge, rate, rounds = plans[name]
+        content = online({**method, **SAMPLER}, judge, rate, rounds, PAIRS * STEPS // UPDATES)
         content["train"]["seed"] = bench.seed
         return seen(name, bench.train(name, {**content, "model": parts["model"], "data": prompts}))
 
+    plans = {name: (*run, RATE, ROUNDS) for name, run in RUNS.items()} | {
+        name: (_with_file(run[0]), *run[1:]) for name, run in ABLATIONS.items()
+    }
     base = bench.once("base", lambda: seen("base", Path(parts["model"])))
-    found: dict[str, Any] = {name: bench.once(name, partial(tune, name)) for name in RUNS}
+    found: dict[str, Any] = {name: bench.once(name, partial(tune, name)) for name in plans}
+    told = bench.once("told", lambda: {name: _told(bench.folder / "runs" / name) for name in plans})
     distorted = np.quantile(base["remainder"], 0.8)
     grid(bench.folder, NAMES)
     return {
@@ -81,9 +107,24 @@ def run(bench: Bench) -> Measurements:
             "deviation": float(np.std(x["rewards"])),
             "win_rate": win_rate(x["rewards"], base["rewards"]),
             "distorted": float(np.mean(np.array(x["remainder"]) > distorted)),
+            **told.get(name, {"clipped": 0.0}),
         }
         for name, x in ({"base": base} | found).items()
     }
+
+
+def _with_file(method: dict[str, Any]) -> dict[str, Any]:
+    """A method of a file beside this one is named by its path."""
+    name = str(method["name"])
+    return method | {"name": str(Path(__file__).with_name(name)) if name.endswith(".py") else name}
+
+
+def _told(run: Path) -> dict[str, Any]:
+    """Of a run's log: the roll-outs' mean reward in every round, and the share of clipped ratios over the whole run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    clipped = [row["clipped"] for row in rows if "clipped" in row]
+    path = [round(row["rollout/reward"], 3) for row in rows if "rollout/reward" in row]
+    return {"clipped": float(np.mean(clipped)) if clipped else 0.0, "path": path}
 
 
 def gain(m: Measurements, name: str) -> float:
@@ -92,8 +133,13 @@ def gain(m: Measurements, name: str) -> float:
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """True reward, win rate over the start, share of distorted pictures."""
-    panels = {"reward": "true reward", "win_rate": "win rate over the start", "distorted": "share distorted"}
+    """True reward, win rate over the start, shares of distorted pictures and of clipped ratios."""
+    panels = {
+        "reward": "true reward",
+        "win_rate": "win rate over the start",
+        "distorted": "share distorted",
+        "clipped": "share of ratios clipped",
+    }
     return bars(seeds, NAMES, panels, COLOURS)
 
 
@@ -108,7 +154,9 @@ REPRODUCTION = Reproduction(
         f"{PAIRS // UPDATES} pairs with all their steps, rate {RATE:g}, beta 0.1, clip 0.1. The judge is the order of the true "
         "reward, a coin, or the order of what the bell of a picture leaves unexplained (distortion). DDPO (score-function "
         "estimator) gets the true reward's value on as many pictures. 512 pictures from equal noise are looked at; distorted is "
-        "what lies above the start's 80th percentile."
+        "what lies above the start's 80th percentile. Beside them, in which one thing differs: log-densities summed over a "
+        f"step's elements instead of averaged; no clip; the rate {SLOW:g} with {LONGER} rounds, judged by the truth and by a "
+        "coin."
     ),
     demands=(
         Demand("gain of D3PO in deviations of the start's reward", lambda m: gain(m, "d3po"), least=0.5),
@@ -121,9 +169,11 @@ REPRODUCTION = Reproduction(
             lambda m: m["clean"]["distorted"] / m["base"]["distorted"],
             most=0.7,
         ),
+        Demand("share of clipped ratios where densities are summed", lambda m: m["sum"]["clipped"], least=0.5),
     ),
     settings={
         "runs": RUNS,
+        "ablations": ABLATIONS,
         "sampler": SAMPLER,
         "rate": RATE,
         "rounds": ROUNDS,
@@ -134,7 +184,7 @@ REPRODUCTION = Reproduction(
     },
     run=run,
     plot=plot,
-    steps=2 + len(RUNS),
+    steps=3 + len(RUNS) + len(ABLATIONS),
     remarks=(
         "The paper tunes SD 1.5 for 400 epochs on compressibility and aesthetics, and by people; here the judge is known.",
         "Pilot on seed 0, which is not judged: rate 3e-5 reaches 0.84 after 20 rounds, 1e-4 reaches 1.01 after 10 and 1.16 "

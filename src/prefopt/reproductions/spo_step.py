@@ -17,6 +17,7 @@ from .d3po import PAIRS, SAMPLER, STEPS, UPDATES, online
 from .in_blobs import EACH, grid, look, world
 from .measure_images import win_rate
 from .rewards_of_blobs import SCALE
+from .spo_judges import DRAWS, JUDGE, STATES, agreement, at_large, on_held_out, train_judges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,19 +30,36 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "best": (SPO | {"continuation": "best"}, "promised"),
     "d3po": ({"name": "d3po"}, "truth"),
 }
-NAMES = {"base": "start", "spo": "SPO", "best": "SPO, best goes on", "d3po": "D3PO, 3 times the rounds"}
-COLOURS = {"base": "#8a8a8a", "spo": "#1f6f8b", "best": "#7fb685", "d3po": "#c8553d"}
+LEARNED = {"learned": "aware", "blind": "blind"}  # SPO with a judge that prefopt has trained, in as many rounds
+NAMES = {
+    "base": "start",
+    "spo": "SPO",
+    "best": "SPO, best goes on",
+    "d3po": "D3PO, 3 times the rounds",
+    "learned": "SPO, learned judge",
+    "blind": "SPO, learned, time-blind",
+}
+COLOURS = {
+    "base": "#8a8a8a",
+    "spo": "#1f6f8b",
+    "best": "#7fb685",
+    "d3po": "#c8553d",
+    "learned": "#5b4b8a",
+    "blind": "#b3a6cf",
+}
 
 
 def run(bench: Bench) -> Measurements:
-    """Tune the seed's model three times; the logs say after how many calls the roll-outs reach LEVEL."""
+    """Tune the seed's model with the truth as the judge, then with learned judges, whose accuracy is measured too."""
     parts = bench.once("world", lambda: world(bench))
     prompts = str(Path(parts["train"]).parent / "prompts.jsonl")
 
     def tune(name: str) -> dict[str, Any]:
-        method, judge = RUNS[name]
+        method, judge = RUNS.get(name, (SPO, ""))
         each = STEPS if name == "d3po" else STEPS - DIVERT
-        content = online({**method, **SAMPLER}, judge, RATE, ROUNDS[name], PAIRS * each // UPDATES)
+        content = online({**method, **SAMPLER}, judge, RATE, ROUNDS.get(name, ROUNDS["spo"]), PAIRS * each // UPDATES)
+        if name in LEARNED:
+            content["rollout"]["reward"] = judges[LEARNED[name]]
         content["train"]["seed"] = bench.seed
         folder = bench.train(name, {**content, "model": parts["model"], "data": prompts})
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -52,20 +70,33 @@ def run(bench: Bench) -> Measurements:
 
     base = bench.once("base", lambda: look(bench, "base", Path(parts["model"])))
     found = {name: bench.once(name, partial(tune, name)) for name in RUNS}
+    judges = bench.once("judges", lambda: train_judges(bench, parts))
+    found |= {name: bench.once(name, partial(tune, name)) for name in LEARNED}
+    how = {"steps": STEPS, "divert": DIVERT, "pool": POOL}
+    judged = bench.once("heldout", lambda: on_held_out(judges, parts, STEPS, bench.seed))
+    judged |= {"agreement": bench.once("agreement", lambda: agreement(judges, parts, how, bench.seed))}
     grid(bench.folder, NAMES)
-    measured: dict[str, Any] = {
-        "base": {"reward": float(np.mean(base)), "deviation": float(np.std(base)), "win_rate": 0.5}
+    start = {"reward": float(np.mean(base)), "deviation": float(np.std(base)), "win_rate": 0.5}
+    return {"base": start, **{name: _told(name, x, base) for name, x in found.items()}, "judges": judged}
+
+
+def _told(name: str, tuned: dict[str, Any], base: Sequence[float]) -> dict[str, Any]:
+    """What a run came to. What its roll-outs earned is known where the judge is the truth."""
+    rounds = tuned["rounds"]
+    told = {
+        "reward": float(np.mean(tuned["rewards"])),
+        "win_rate": win_rate(tuned["rewards"], base),
+        "kept": {k: v for k, v in rounds[0].items() if k.startswith("kept")},
     }
-    for name, x in found.items():
-        rewards = [r["reward"] / (1.0 if name == "d3po" else SCALE) for r in x["rounds"]]
-        measured[name] = {
-            "reward": float(np.mean(x["rewards"])),
-            "win_rate": win_rate(x["rewards"], base),
-            "calls": calls_until(rewards, calls(name, [r.get("kept", 1.0) for r in x["rounds"]])),
-            "path": [round(r, 3) for r in rewards],
-            "kept": {k: v for k, v in x["rounds"][0].items() if k.startswith("kept")},
-        }
-    return measured
+    each = calls(name, [r.get("kept", 1.0) for r in rounds])
+    if name in LEARNED:
+        return told | {"all_calls": sum(each)}
+    rewards = [r["reward"] / (1.0 if name == "d3po" else SCALE) for r in rounds]
+    return told | {
+        "calls": calls_until(rewards, each),
+        "all_calls": sum(each),
+        "path": [round(r, 3) for r in rewards],
+    }
 
 
 def calls(name: str, kept: Sequence[float]) -> list[float]:
@@ -82,9 +113,14 @@ def calls_until(rewards: Sequence[float], each: Sequence[float]) -> float:
     return float(sum(each[:at])) if at is not None else 2 * float(sum(each))
 
 
+def gain(m: Measurements, name: str) -> float:
+    """In standard deviations of the start's rewards."""
+    return (m[name]["reward"] - m["base"]["reward"]) / m["base"]["deviation"]
+
+
 def plot(seeds: Sequence[Measurements]) -> Figure:
     """True reward and win rate of 512 pictures, and the roll-outs' calls until LEVEL."""
-    whole = [{k: {"calls": 0.0} | v for k, v in seed.items()} for seed in seeds]
+    whole = [{k: {"calls": 0.0} | seed[k] for k in NAMES} for seed in seeds]
     panels = {"reward": "true reward", "win_rate": "win rate over the start", "calls": f"network calls until {LEVEL:g}"}
     return bars(whole, NAMES, panels, COLOURS)
 
@@ -99,7 +135,11 @@ REPRODUCTION = Reproduction(
         f"guidance, pools of {POOL} from step {DIVERT} on, threshold 0.3, beta 10, clip 0.1, {UPDATES} updates a round, "
         f"rate {RATE:g}; the judge is the true reward of the picture that a candidate promises, times {SCALE:g}. D3PO: the same "
         "model, prompts, rate and updates, pairs by the true reward of final pictures. Calls are counted until the "
-        f"roll-outs' own mean reward reaches {LEVEL:g} (ceiling 1.2)."
+        f"roll-outs' own mean reward reaches {LEVEL:g} (ceiling 1.2). Learned judges: two CLIPModels from nothing, each "
+        f"{JUDGE['max_steps']} steps of {JUDGE['per_device_train_batch_size']} of the world's labelled pairs; the step-aware one "
+        "sees what the start predicts of them from noise at a random time, with the time, the time-blind one sees them as they "
+        "are. Their accuracy is that on held-out pairs, predicted by the start from noise that a pair shares, at each time of "
+        "the sampler; the upper half are 501 to 901."
     ),
     demands=(
         Demand(
@@ -109,7 +149,7 @@ REPRODUCTION = Reproduction(
         ),
         Demand(
             "gain of SPO in deviations of the start's reward",
-            lambda m: (m["spo"]["reward"] - m["base"]["reward"]) / m["base"]["deviation"],
+            lambda m: gain(m, "spo"),
             least=0.5,
         ),
         Demand(
@@ -124,9 +164,24 @@ REPRODUCTION = Reproduction(
             least=-0.05,
             over="mean",
         ),
+        Demand(
+            "accuracy of the step-aware judge in the upper half of the times less that of the time-blind one",
+            lambda m: at_large(m["judges"]["accuracy"]["aware"]) - at_large(m["judges"]["accuracy"]["blind"]),
+            least=0.03,
+            over="mean",
+        ),
+        Demand(
+            "gain of SPO with the learned step-aware judge in deviations of the start's reward",
+            lambda m: gain(m, "learned"),
+            least=0.5,
+        ),
     ),
     settings={
         "runs": RUNS,
+        "learned": LEARNED,
+        "judge": JUDGE,
+        "draws": DRAWS,
+        "states": STATES,
         "sampler": SAMPLER,
         "rate": RATE,
         "rounds": ROUNDS,
@@ -138,7 +193,7 @@ REPRODUCTION = Reproduction(
     },
     run=run,
     plot=plot,
-    steps=2 + len(RUNS),
+    steps=5 + len(RUNS) + len(LEARNED),
     remarks=(
         "The paper's numbers are those of SDXL with a step-aware preference model trained on people's choices; here the "
         "judge is the truth itself, which is blind to time. So that a judge that knows the time is better is not shown.",
