@@ -13,6 +13,7 @@ from prefopt.errors import PrefoptError
 from prefopt.models.diffusion import image_model, make_trainable
 from prefopt.scoring.base import Draw
 from prefopt.scoring.denoising import DenoisingScorer, adapters_off
+from prefopt.scoring.noising import noising_for
 from prefopt.scoring.schedules import Schedule
 from prefopt.worlds.shapes.pipelines import tiny_pipeline
 
@@ -355,3 +356,27 @@ def test_flow_models_tell_how_much_of_the_image_is_seen():
         margin = (e["r", w] - e["r", l]) - (e["p", w] - e["p", l])
         total += math.log1p(math.exp(-((1 - float(batch.t[group])) ** 2) * margin)) / 3
     assert found == pytest.approx(total, rel=1e-10)
+
+
+class Wrapped(torch.nn.Module):
+    """What stands before a network where several processes train; counts how often it is called."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.module, self.calls = net, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["ddim_inversion", "own_path"])
+def test_what_several_processes_wait_for_is_called_once(way):
+    """Each of them asks its own bare network as often as its own images need; only the step's forward is in common."""
+    s, wrapped = scorer(noising=noising_for({f"noising:{way}": {}})), Wrapped(Net(0))
+    needs = BOTH | ({"extras:own": {"asked": BOTH}} if way == "own_path" else {})
+    batch = s.collate(draws(0, 1))
+    found = s.score(wrapped, batch, needs)
+    assert wrapped.calls == 1 and len(wrapped.module.rows) > 2
+    alone = s.score(wrapped.module, batch, needs)
+    assert all(torch.equal(found[k][n].values, x.values) for k, scores in alone.items() for n, x in scores.items())

@@ -10,7 +10,7 @@ from prefopt.data.latents import EncodedImages
 from prefopt.errors import PrefoptError
 from prefopt.scoring.base import Draw
 from prefopt.scoring.denoising import DenoisingScorer
-from prefopt.scoring.noising import noising_for, own_path
+from prefopt.scoring.noising import noising_for
 from prefopt.scoring.noising.own_path import OwnPath
 from prefopt.scoring.schedules import Schedule
 from prefopt.worlds.words import sd_scheduler
@@ -111,20 +111,6 @@ def test_one_forward_of_each_network_with_gradient_in_both_halves():
         (grad,) = torch.autograd.grad(found[part]["policy"].values.sum(), policy.weight, retain_graph=True)
         assert bool((grad != 0).all())
     assert not found["own"]["reference"].values.requires_grad
-
-
-def test_networks_are_called_as_often_as_the_longest_path_of_any_process_needs(monkeypatch):
-    reference = Net(0.4).requires_grad_(False)
-    s = scorer(reference)
-    batch = s.collate([Draw(example(i)) for i in range(3)])
-    alone, together = Net(0.1), Net(0.1)
-    expected = s.score(alone, batch, NEEDS)
-    own = []
-    monkeypatch.setattr(own_path, "largest", lambda moves: own.append(moves) or moves + 2)
-    found = s.score(together, batch, NEEDS)
-    assert together.calls == [1, 1, *alone.calls]
-    assert len(alone.calls) == own[0] + 2  # left = moves .. 0, and one of both halves
-    assert torch.equal(found["own"]["reference"].values, expected["own"]["reference"].values)
 
 
 def test_the_times_are_all_visited_and_paths_start_at_the_top():

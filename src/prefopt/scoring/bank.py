@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from ..files import cache_folder
-from .processes import largest
 
 RECORD = np.dtype([("key", "<u8"), ("error", "<f8")])
 
@@ -79,12 +78,9 @@ class Bank:
             file.write(records.tobytes())
 
     def scores(self, keys: Tensor, compute: Callable[[], Tensor]) -> Tensor:
-        """[R] what is kept under keys [R] (float64, on the CPU), computed and kept if any of it is unknown.
-
-        Where several processes train, all of them compute if one must: sharded networks are called together.
-        """
+        """[R] what is kept under keys [R] (float64, on the CPU), computed and kept if any of it is unknown."""
         found, known = self.find(keys)
-        if largest(int(not known.all())):
+        if not bool(known.all()):
             made = compute().double().cpu()
             self.keep(keys[~known], made[~known])
             found = torch.where(known, found, made)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .bank import Bank
-from .base import Draw, Needs, Scored, Shapes
-from .conditioning import CONDITIONS, Kind, predict
-from .modes import inference
+from .base import Draw, Needs, Scored, Shapes, generator_of, moved
+from .conditioning import CONDITIONS, Kind, check_condition, predict
+from .entry import core
+from .modes import inference, placed, precision, require_frozen
 from .noising import Inputs, Network, Noised, Noising, noising_for
 from .noising.base import NOISINGS
 from .schedules import Level, Schedule
@@ -85,17 +86,7 @@ class ImageBatch:
         return group if shared else torch.arange(len(group), device=group.device)
 
     def to(self, device: torch.device | str) -> ImageBatch:
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        tensors: dict[str, Any] = {
-            n: move(getattr(self, n)) for n in ("latents", "noise", "signal", "sigma", "time", "t")
-        }
-        named: dict[str, Any] = {
-            n: {k: move(v) for k, v in getattr(self, n).items()} for n in ("condition", "notes", "drawn")
-        }
-        apart = {k: b.to(device) for k, b in self.apart.items()}
-        return replace(self, **tensors, **named, apart=apart)
+        return moved(self, device, stays=["keys"])
 
     def counts(self) -> dict[str, Tensor]:
         """{"responses": [R, 1]}: every image sums over all its C*H*W elements; likewise the row sets apart."""
@@ -142,8 +133,7 @@ class DenoisingScorer:
         self.caption_dropout = usual if caption_dropout is None else caption_dropout
         if not 0 <= self.caption_dropout <= 1:
             raise PrefoptError(f"caption_dropout {caption_dropout} must lie in [0, 1]")
-        if reference is not None and any(p.requires_grad for p in reference.parameters()):
-            raise PrefoptError("the reference network is trainable; freeze it (requires_grad_(False)) before scoring")
+        require_frozen(reference)
         if seed < 0:
             raise PrefoptError(f"seed {seed} must not be negative")
         self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
@@ -157,7 +147,7 @@ class DenoisingScorer:
                 f"there is no bank of fixed draws: '{self.noising.name}' depends on the policy of the moment"
             )
         self.noising.check(schedule)
-        self._require(self.empty, "the empty caption")
+        check_condition(kind, self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
@@ -206,9 +196,8 @@ class DenoisingScorer:
 
     def _group(self, draw: Draw, images: ImageExample) -> dict[str, Any]:
         example: ImageExample = draw.example
-        epoch = draw.epoch if self.bank is None else draw.epoch % self.bank.draws
-        seeds = np.random.SeedSequence((self.seed, epoch, example.index)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seeds[0]))
+        repeated = draw if self.bank is None else draw._replace(epoch=draw.epoch % self.bank.draws)
+        generator = generator_of(self.seed, repeated)
         t = self.schedule.draw(generator)
         dropped = bool(torch.rand((), generator=generator) < self.caption_dropout) and not example.held_out
         k, views, *shape = images.mean.shape
@@ -217,7 +206,7 @@ class DenoisingScorer:
         mean, std = images.mean[torch.arange(k), view], images.std[torch.arange(k), view]
         latents = mean + std * torch.randn(mean.shape, generator=generator)
         drawn = self.noising.draw(latents.shape, self.schedule, generator)
-        self._require(example.condition, f"example {example.index}", further=True)
+        check_condition(self.kind, example.condition, f"example {example.index}", self.further)
         condition = self._captions(example, k, dropped)
         for name, rate in self.further.items():
             choices = example.condition[name]
@@ -233,7 +222,7 @@ class DenoisingScorer:
             return {n: x[None] for n, x in (self.empty if dropped else example.condition).items()}
         if example.captions is None or len(example.captions["text"]) != k:
             raise PrefoptError(f"example {example.index}: {k} images do not have a caption each")
-        self._require(example.captions, f"a caption of example {example.index}")
+        check_condition(self.kind, example.captions, f"a caption of example {example.index}")
         return {n: x.expand(k, *x.shape) for n, x in self.empty.items()} if dropped else dict(example.captions)
 
     def _keys(self, groups: Sequence[Mapping[str, Any]]) -> Tensor | None:
@@ -241,12 +230,6 @@ class DenoisingScorer:
             return None
         drawn = [((g["latents"], g["noise"], g["t"]), g["condition"], len(g["latents"])) for g in groups]
         return torch.tensor([key for parts in drawn for key in self.bank.keys(*parts)])
-
-    def _require(self, condition: Mapping[str, Tensor], where: str, further: bool = False) -> None:
-        wanted = (*CONDITIONS[self.kind], *(self.further if further else ()))
-        missing = [n for n in wanted if n not in condition]
-        if missing:
-            raise PrefoptError(f"{where}: a {self.kind} model is conditioned on {missing[0]}, which is not there")
 
     # ---- scoring
     def score(self, model: nn.Module, batch: ImageBatch, needs: Needs, grad: bool = True) -> Scored:
@@ -261,10 +244,11 @@ class DenoisingScorer:
     def _scores(self, model: nn.Module, batch: ImageBatch, needs: Needs) -> dict[str, dict[str, Scores]]:
         """By row set: the responses, and what the way of noising makes beside them; one forward of each network."""
         group = batch.notes["group"]
-        precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        precise = precision(model)
         condition = {n: x[batch.caption] for n, x in batch.condition.items()}
 
-        inputs, ask = self._inputs(batch, precise), self._asked(model, condition, precise)
+        bare = core(model)  # asked without gradient, by each process as often as its own batch needs
+        inputs, ask = self._inputs(batch, precise), self._asked(bare, condition, precise)
         seen = self.noising(inputs, self.schedule, ask)
         sizes = {"responses": len(group)}
         if f"extras:{batch.beside}" in needs:
@@ -283,7 +267,7 @@ class DenoisingScorer:
         scores = {}
         if "scores:reference" in needs:
             with torch.no_grad():
-                scores["reference"] = self._kept(batch, partial(self._by_reference, model, errors, condition), precise)
+                scores["reference"] = self._kept(batch, partial(self._by_reference, bare, errors, condition), precise)
         if "scores:policy" in needs:
             scores["policy"] = errors(model, condition)
         parts = dict(
@@ -293,7 +277,7 @@ class DenoisingScorer:
 
     def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
         """The network that a way of noising may ask: the policy, or its teacher."""
-        net = model if self.teacher is None else self.teacher.to(next(model.parameters()).device)
+        net = model if self.teacher is None else placed(self.teacher, next(model.parameters()).device)
 
         @torch.no_grad()
         def ask(noisy: Tensor, time: Tensor, *, rows: Tensor | None = None, empty: bool = False) -> Tensor:
@@ -329,7 +313,7 @@ class DenoisingScorer:
     ) -> Scores:
         if self.reference is not None:
             own = {n: x for n, x in condition.items() if n not in self.further}
-            return errors(self.reference.to(condition["text"].device), own)
+            return errors(placed(self.reference, condition["text"].device), own)
         if self.further:  # the branch that reads them is all that is trained: without them, the start
             return errors(model, condition | {n: torch.zeros_like(condition[n]) for n in self.further})
         with adapters_off(model):

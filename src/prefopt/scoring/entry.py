@@ -60,7 +60,7 @@ def install(model: nn.Module) -> nn.Module:
 
 
 def core(model: Any) -> Any:
-    """The transformers model inside its wrappers."""
+    """The model inside its wrappers."""
     while hasattr(model, "module"):
         model = model.module
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -71,33 +71,24 @@ class DdimInversion(Noising):
         abar = schedule.alphas_cumprod.to(x.latents.device)
         latent = x.latents.clone()
         for step in self._path(x.t, schedule):
-            if len(step.rows):
-                latent[step.rows] = self._further(latent[step.rows], step, x, abar, schedule, policy)
-                continue
-            for _ in range(1 + self.corrections):
-                policy(latent[:1], x.t[:1], rows=x.t.new_zeros(1))
+            latent[step.rows] = self._further(latent[step.rows], step, x, abar, schedule, policy)
         signal, sigma, time = x.level
         noise = (latent - wide(signal) * x.latents) / wide(sigma)
         return Noised(latent, time, target(schedule.prediction, x.latents, noise, signal, sigma))
 
     def _path(self, tau: Tensor, schedule: Schedule) -> Iterator[Step]:
-        """The steps of rows with times tau [R], each row as far as its own.
-
-        Steps that no row needs come, without rows, where several processes train: sharded networks want as many calls
-        in each of them.
-        """
+        """The steps of rows with times tau [R], each row as far as its own."""
         stride, last = schedule.steps // self.steps, schedule.steps - 1
-        sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
         asked = tau.cpu()
         for number in range(self.steps):
             origin = OFFSET + (number - 1) * stride
             rows = (asked > origin).nonzero()[:, 0].to(tau.device)
+            if not len(rows):
+                return
             landing = torch.full_like(tau[rows], min(origin + stride, last))
             if self.exact_tau:
                 final = (tau[rows] <= origin + stride) | (number == self.steps - 1)
                 landing = torch.where(final, tau[rows], landing)
-            if not len(rows) and not sharded:
-                return
             yield Step(number, rows, origin, landing)
 
     def _further(

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...errors import PrefoptError
-from ..processes import largest
 from ..schedules import Schedule
 from ..transitions import transition
 from .base import Inputs, Network, Noised, Noising, guided, plain
@@ -63,12 +62,8 @@ class OwnPath(Noising):
         t = x.t[rows].cpu()  # waits once; where each path is follows from its time alone
         moves = self._moves(t, schedule)
         answer = torch.empty_like(state)
-        for left in range(largest(int(moves.max())), -1, -1):
+        for left in range(int(moves.max()), -1, -1):
             there = (moves >= left).nonzero()[:, 0]
-            if not len(there):
-                one = slice(0, 1)  # another process's path is longer
-                guided(policy, state[one], x.level.time[rows[one]], rows[one], self.guidance)
-                continue
             on, at = there.to(state.device), t[there] + left * stride
             said = guided(policy, state[on], schedule.level(at).time.to(state.device), rows[on], self.guidance)
             if left:
