@@ -23,11 +23,13 @@ from prefopt.config import (
     ModelConfig,
     ReferenceConfig,
     RolloutConfig,
+    make,
 )
 from prefopt.data.config import DataConfig
 from prefopt.data.grading import Grading
 from prefopt.data.prepare import prepare_text
 from prefopt.models.text import load_text_model, load_tokenizer
+from prefopt.training.run import train
 from tests.small_models import run_config, save_text_model
 
 SEEN: set[str] = set()
@@ -436,3 +438,13 @@ def test_users(image_model: Path, image_pairs: Path, tmp_path: Path) -> None:
         run_config(image_model, data, tmp_path, data={"path": str(data), "users": str(tmp_path / "table")}), method
     )
     assert len(task.train) == len(rows)
+
+
+def test_one_seed_of_data_for_all_that_draws(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+    """train.data_seed = 0 beside another train.seed: KTO's strange completions are stored as they are drawn later."""
+    given = {"data_seed": 0, "seed": 5, "max_steps": 2, "per_device_train_batch_size": 4, "disable_tqdm": True}
+    content = {"method": "kto", "model": str(text_model), "data": str(pairs_file), "train": given}
+    config = make(content | {"output": str(tmp_path / "run")})
+    assert config.data_seed == 0
+    assert make(content | {"train": given | {"data_seed": None}, "output": "run"}).data_seed == 5
+    train(config)
