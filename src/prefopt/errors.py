@@ -10,3 +10,8 @@ class PrefoptError(ValueError):
 
 class NotFinite(PrefoptError):
     """Training or its result left the finite numbers: a finding about the settings, not a wrong input."""
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What a library's error says, in one line for a message; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

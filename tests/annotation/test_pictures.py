@@ -209,6 +209,8 @@ def test_labels_by_a_scorer(pairs: Path, tmp_path: Path) -> None:
     assert [Path(r["chosen"]).name for r in rows] == ["0-b.png", "1-b.png", "2-a.png", "3-a.png", "4-a.png"]
     assert all(r["chosen_score"] > r["rejected_score"] for r in rows)
     assert record["told"] == {"labels that stay": 3, "labels turned round": 2, "ties": 0}
+    again = build_labels(config(pairs), f"{tmp_path / 'taste.py'}:light", tmp_path / "new.jsonl", progress=False)
+    assert again["told"] == record["told"]  # though nothing was labelled now
     near = tmp_path / "near" / "new.jsonl"
     build_labels(config(pairs), f"{tmp_path / 'taste.py'}:light", near, gap=0.1, progress=False)
     soft = [r["label_probability"] for r in rows_of(near)]

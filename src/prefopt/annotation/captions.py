@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..data.config import DataConfig
 from ..data.example import Example
-from ..data.images import load_image
-from ..data.interpret import Interpreter, recognise
-from ..data.messages import content
+from ..data.images import image_of
+from ..data.messages import text_of
 from ..data.portable import portable
-from ..data.readers import Row, content_hash, read_rows
+from ..data.readers import Row, content_hash
 from ..data.rule import Ledger, fit
-from ..errors import PrefoptError
+from ..errors import PrefoptError, first_line
 from ..rewards.callables import load_function, source_hash
+from .build import examples
 from .growing import grow
-from .perturb import Perturber, load_perturber
+from .perturb import Perturber, checked, load_perturber
 
 log = logging.getLogger("prefopt")
 Way = Literal["c", "p", "h"]
@@ -57,18 +56,19 @@ def build_captions(
         raise PrefoptError("--way c has no use for a perturber")
     rows, ledger = _pairs(data)
     say = None if captioner is None else load_captioner(captioner)
-    texts = [_prompt(e) for _, e in rows]
+    texts = [text_of(e.prompt) for _, e in rows]
     change = load_perturber(perturber or "words", strength, texts, seed) if needed["perturber"] else None
-    unchanged = 0
+    asked = unchanged = 0
 
     def make(chunk: Sequence[tuple[Row, Example]]) -> list[dict[str, Any]]:
-        nonlocal unchanged
-        prompts = [_prompt(e) for _, e in chunk]
+        nonlocal asked, unchanged
+        prompts = [text_of(e.prompt) for _, e in chunk]
         sides = [[e.responses[e.pairs[0][side]] for _, e in chunk] for side in (0, 1)]
         better = prompts if say is None else say(_opened(sides[0], chunk), prompts)
         worse = prompts if say is None else say(_opened(sides[1], chunk), prompts)
         if change is not None:
             before, worse = worse, change(worse)
+            asked += len(chunk)
             unchanged += sum(a == b for a, b in zip(before, worse, strict=True))
         return [
             _written(row, example, (z_w, z_l), output.parent)
@@ -87,7 +87,7 @@ def build_captions(
     record = grow(output, job, rows, make, title="captions", progress=progress)
     ledger.report(", ".join(data.paths))
     if unchanged:
-        log.warning("%d of %d perturbed captions are what they were: a greater strength?", unchanged, len(rows))
+        log.warning("%d of %d perturbed captions are what they were: a greater strength?", unchanged, asked)
     return record
 
 
@@ -107,18 +107,6 @@ def load_captioner(spec: str | Captioner) -> Captioner:
     return ask
 
 
-def checked(answer: Any, count: int, who: str) -> list[str]:
-    """As many texts as were asked for. Raises PrefoptError for None, a wrong number, and empty or other answers."""
-    if answer is None or isinstance(answer, str) or not hasattr(answer, "__len__"):
-        raise PrefoptError(f"{who} returned {type(answer).__name__}; it must return a list of {count} texts")
-    if len(answer) != count:
-        raise PrefoptError(f"{who} returned {len(answer)} texts for {count}; it must return one each")
-    for i, text in enumerate(answer):
-        if not isinstance(text, str) or not text.strip():
-            raise PrefoptError(f"{who} returned {text!r} for number {i}; it must return a text that is not empty")
-    return [text.strip() for text in answer]
-
-
 class _ByModel:
     """An image-to-text model of transformers (BLIP, GIT, vision encoder-decoder): greedy captions of up to 64 tokens."""
 
@@ -130,9 +118,8 @@ class _ByModel:
             self.model: Any = AutoModelForImageTextToText.from_pretrained(folder).eval()
             self.processor = AutoProcessor.from_pretrained(folder)
         except Exception as e:
-            why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
             raise PrefoptError(
-                f"captioner {folder}: transformers cannot load it as an image-to-text model: {why}"
+                f"captioner {folder}: transformers cannot load it as an image-to-text model: {first_line(e, 200)}"
             ) from None
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -148,12 +135,11 @@ class _ByModel:
 def _pairs(data: DataConfig) -> tuple[list[tuple[Row, Example]], Ledger]:
     """The rows that hold one pair of pictures; ties and the like are dropped."""
     ledger, found = Ledger(), []
-    layout, again = recognise(islice(read_rows(data.paths, split=data.split, subset=data.subset), data.limit), data)
-    interpret = Interpreter(layout, data, "image")
-    for row in again:
-        ledger.rows += 1
+    for row, whole in examples(data, data.paths, ledger, "image"):
+        if whole is None:
+            continue
         with ledger.row(row):
-            example = fit(interpret(row), data, frozenset({"pairs"}))
+            example = fit(whole, data, frozenset({"pairs"}))
             if len(example.responses) != 2 or len(example.pairs) != 1:
                 raise PrefoptError(f"{example.origin}: holds {len(example.responses)} pictures; captions are of pairs")
             found.append((row, example))
@@ -163,14 +149,8 @@ def _pairs(data: DataConfig) -> tuple[list[tuple[Row, Example]], Ledger]:
     return found, ledger
 
 
-def _prompt(example: Example) -> str:
-    return example.prompt if isinstance(example.prompt, str) else "\n".join(map(content, example.prompt))
-
-
 def _opened(values: Sequence[Any], chunk: Sequence[tuple[Row, Example]]) -> list[Any]:
-    return [
-        load_image(v, base=Path(e.file).parent, file=e.file, row=e.row) for v, (_, e) in zip(values, chunk, strict=True)
-    ]
+    return [image_of(v, e) for v, (_, e) in zip(values, chunk, strict=True)]
 
 
 def _written(row: Row, example: Example, said: tuple[str, str], folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.config import DataConfig
-from ..data.messages import content
+from ..data.messages import text_of
 from ..data.portable import portable
 from ..data.readers import content_hash
 from ..data.rule import Ledger
@@ -36,7 +36,7 @@ def build_lists(sources: Sequence[str], output: Path, *, progress: bool = True) 
         for _, e in examples(data, [source], ledger, modality):
             if e is None:
                 continue
-            key = e.prompt if isinstance(e.prompt, str) else "\n".join(map(content, e.prompt))
+            key = text_of(e.prompt)
             row = found.setdefault(key, {"prompt": e.prompt, "responses": [], "generators": []})
             row["responses"] += [portable(r, Path("/"), output.parent) for r in e.responses]
             row["generators"] += [source] * len(e.responses)
@@ -49,4 +49,4 @@ def build_lists(sources: Sequence[str], output: Path, *, progress: bool = True) 
     if len(rows) < len(found):
         log.warning("%d of %d prompts stand in one source only, and are left out", len(found) - len(rows), len(found))
     job = {"sources": list(sources), "content": [content_hash(s) for s in sources]}
-    return grow(output, job, rows, lambda chunk: list(chunk), title="lists", progress=progress)
+    return grow(output, job, rows, list, title="lists", progress=progress)

@@ -17,6 +17,7 @@ from .build import build_scores, examples, modality_of
 from .growing import grow
 
 log = logging.getLogger("prefopt")
+STAYS, TURNED, TIE = KINDS = ("labels that stay", "labels turned round", "ties")
 
 
 def build_labels(
@@ -27,7 +28,7 @@ def build_labels(
     reward: as in `build_scores`; the scores stand beside the pairs (and, row by row, in OUTPUT.scored.jsonl). gap: pairs
     whose probabilities sigmoid(+-(s_w - s_l)) differ by no more are ties (label_probability 1/2), for methods that read
     ties; without it only equal scores tie, and are left out. Labels of the data, ties among them, are not looked at.
-    Returns the record that OUTPUT.job holds, with the share of labels that stayed.
+    Returns the record that OUTPUT.job holds, and under `told` how many labels are of each of KINDS.
     """
     if gap is not None and not 0 <= gap < 1:
         raise PrefoptError(f"--gap {gap}: must be in [0, 1)")
@@ -38,19 +39,17 @@ def build_labels(
     ledger = Ledger()
     found = [e for _, e in examples(reading, [str(scored)], ledger, modality) if e is not None]
     ledger.stop_if_unreadable()
-    told = {"labels that stay": 0, "labels turned round": 0, "ties": 0}
-
-    def make(chunk: Any) -> list[dict[str, Any]]:
-        rows = [_relabelled(e, gap, output.parent, told) for e in chunk]
-        return [row for row in rows if row is not None]
-
+    made = [_relabelled(e, gap, output.parent) for e in found]
+    told = {kind: sum(kind == other for other, _ in made) for kind in KINDS}
+    rows = [row for kind, row in made if kind != TIE or gap is not None]
     job = {"scored": json.loads(scored.with_name(scored.name + ".job").read_text())["made_from"], "gap": gap}
-    record = grow(output, job, found, make, title="labels", progress=progress)
+    record = grow(output, job, rows, list, title="labels", progress=progress)
     log.info("%s", ", ".join(f"{k}: {n}" for k, n in told.items()))
     return record | {"told": told}
 
 
-def _relabelled(e: Example, gap: float | None, folder: Path, told: dict[str, int]) -> dict[str, Any] | None:
+def _relabelled(e: Example, gap: float | None, folder: Path) -> tuple[str, dict[str, Any]]:
+    """What became of the label (of KINDS), and the row."""
     if len(e.responses) != 2 or len(e.pairs) != 1:
         raise PrefoptError(f"{e.origin}: holds {len(e.responses)} responses; labels are of pairs")
     scores = e.notes["score"]
@@ -58,12 +57,10 @@ def _relabelled(e: Example, gap: float | None, folder: Path, told: dict[str, int
     w, l = was if scores[was[0]] >= scores[was[1]] else was[::-1]
     ahead = math.tanh((scores[w] - scores[l]) / 2)  # the gap of the two probabilities
     tie = ahead <= gap if gap is not None else scores[w] == scores[l]
-    told["ties" if tie else "labels that stay" if (w, l) == was else "labels turned round"] += 1
-    if tie and gap is None:
-        return None
     sides = {
         "chosen": portable(e.responses[w], Path("/"), folder),
         "rejected": portable(e.responses[l], Path("/"), folder),
     }
     row = {"prompt": e.prompt, **sides, "chosen_score": scores[w], "rejected_score": scores[l]}
-    return row | ({} if gap is None else {"label_probability": 0.5 if tie else 1.0})
+    row |= {} if gap is None else {"label_probability": 0.5 if tie else 1.0}
+    return TIE if tie else STAYS if (w, l) == was else TURNED, row

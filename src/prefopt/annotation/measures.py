@@ -20,7 +20,7 @@ from ..data.config import DataConfig
 from ..data.encode import Encoder
 from ..data.example import Example
 from ..data.fields import TeachesNothing, Unreadable
-from ..data.images import load_image
+from ..data.images import image_of
 from ..data.messages import content
 from ..data.row_fields import Modality
 from ..data.truncate import PROMPT_OVER
@@ -82,7 +82,7 @@ class ByReward:
     def _shown(self, response: Any, example: Example, whole: bool) -> Any:
         """A response as the reward takes it."""
         if self.modality == "image":
-            return load_image(response, base=Path(example.file).parent, file=example.file, row=example.row)
+            return image_of(response, example)
         return response if whole else _said(response)
 
     def close(self) -> None:

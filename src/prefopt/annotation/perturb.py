@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data.stop_words import stop_words
-from ..errors import PrefoptError
+from ..errors import PrefoptError, first_line
 from ..rewards.callables import load_function
 
 Perturber = Callable[[Sequence[str]], list[str]]
@@ -30,8 +30,6 @@ def load_perturber(spec: Any, strength: str, texts: Sequence[str], seed: int = 0
     spec: "words"; module:function, file.py:function or a function of (texts, strength), strength as it was given; the
     folder of a sequence-to-sequence paraphraser with control codes. Raises PrefoptError.
     """
-    from .captions import checked
-
     percent = amount(strength)
     function: Callable[[Sequence[str]], Any]
     if spec == "words":
@@ -43,6 +41,18 @@ def load_perturber(spec: Any, strength: str, texts: Sequence[str], seed: int = 0
         own = spec if callable(spec) else load_function(spec, ("texts", "strength"), "perturber")
         function = lambda said: own(list(said), strength)  # noqa: E731
     return lambda said: checked(function(said), len(said), f"perturber {name!r}")
+
+
+def checked(answer: Any, count: int, who: str) -> list[str]:
+    """As many texts as were asked for. Raises PrefoptError for None, a wrong number, and empty or other answers."""
+    if answer is None or isinstance(answer, str) or not hasattr(answer, "__len__"):
+        raise PrefoptError(f"{who} returned {type(answer).__name__}; it must return a list of {count} texts")
+    if len(answer) != count:
+        raise PrefoptError(f"{who} returned {len(answer)} texts for {count}; it must return one each")
+    for i, text in enumerate(answer):
+        if not isinstance(text, str) or not text.strip():
+            raise PrefoptError(f"{who} returned {text!r} for number {i}; it must return a text that is not empty")
+    return [text.strip() for text in answer]
 
 
 def amount(strength: str) -> int:
@@ -104,8 +114,9 @@ class Paraphraser:
             self.model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as e:
-            why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-            raise PrefoptError(f"perturber {folder}: transformers cannot load it as a paraphraser: {why}") from None
+            raise PrefoptError(
+                f"perturber {folder}: transformers cannot load it as a paraphraser: {first_line(e, 200)}"
+            ) from None
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.percent, self.seed = percent, seed
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.config import DataConfig
 from ..data.example import Example
-from ..data.images import load_image
+from ..data.images import image_of
 from ..data.source import read_image_examples
 from ..data.users import UserTable, pair_keys
 from ..errors import PrefoptError
@@ -124,7 +124,7 @@ def shots_of(pairs: Pairs, keys: Sequence[str], flips: Sequence[bool] | np.ndarr
     found = []
     for key, flip in zip(keys, flips, strict=True):
         example, number = pairs[key]
-        better, worse = (_image(example, i) for i in example.pairs[number])
+        better, worse = (image_of(example.responses[i], example) for i in example.pairs[number])
         found.append(Shot(str(example.prompt), better, worse, not bool(flip)))
     return found
 
@@ -169,11 +169,6 @@ def told_apart(embeddings: Mapping[str, Tensor], best: int = 16) -> dict[str, fl
         "nearest": float(np.mean([r == 0 for r in ranks])),
         f"among_{best}": float(np.mean([r < best for r in ranks])),
     }
-
-
-def _image(example: Example, index: int) -> Any:
-    base = Path(example.file).parent
-    return load_image(example.responses[index], base=base, file=example.file, row=example.row)
 
 
 def _digest(name: str) -> str:

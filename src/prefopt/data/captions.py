@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import PrefoptError
 from ..models.diffusion import ImageModel
-from ..scoring.conditioning import CONDITIONS, time_ids
 from .config import DataConfig
 from .example import Example
-from .latents import encode_captions, read_cached
-from .prepare import prompt_key
-from .source import read_image_examples
+from .image_examples import read_split, stop_if_empty
+from .latents import encode_captions, read_cached, same_for_all
 
 _kept = lru_cache(maxsize=256)(read_cached)
 
@@ -72,17 +69,8 @@ def prepare_prompts(data: DataConfig, model: ImageModel, *, progress: bool = Tru
 
     Raises PrefoptError by the rule for rows, and where nothing is left to train on.
     """
-    train, record = read_image_examples(data, needs_pairs=False, needs={"prompts"})
-    held_out: list[Example] = []
-    if data.eval_paths:
-        held_out, record["eval_data"] = read_image_examples(data, needs_pairs=False, held_out=True, needs={"prompts"})
-    elif data.eval_fraction:
-        inside = [prompt_key(e, str(data.seed)) / 2**64 < data.eval_fraction for e in train]
-        held_out = [e for e, out in zip(train, inside, strict=True) if out]
-        train = [e for e, out in zip(train, inside, strict=True) if not out]
-    for name, part in {"train": train, "eval": held_out}.items():
-        if not part and (name == "train" or data.eval_paths or data.eval_fraction):
-            raise PrefoptError(f"data: no prompt is left for {name} ({record['rows']} rows were read); give more data")
+    train, held_out, record = read_split(data, {"prompts"})
+    stop_if_empty(train, held_out, data, record["rows"])
     encoded = _encoded(train, model, progress)
     evaluated = _encoded(held_out, model, progress) if held_out else None
     record |= {"paths": data.paths, "train": {"examples": len(train)}, "notes": [], "names": {}}
@@ -92,5 +80,4 @@ def prepare_prompts(data: DataConfig, model: ImageModel, *, progress: bool = Tru
 
 def _encoded(examples: Sequence[Example], model: ImageModel, progress: bool) -> PromptSet:
     captions = encode_captions([str(e.prompt) for e in examples], model, progress=progress)
-    shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
-    return PromptSet(list(examples), captions, shared)
+    return PromptSet(list(examples), captions, same_for_all(model))

@@ -15,6 +15,8 @@ from prefopt.errors import PrefoptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from prefopt.data.example import Example
+
 MAX_PIXELS = 64 * 1024 * 1024
 """Larger images are refused: they are decompression bombs or mistakes, and no diffusion model takes them."""
 
@@ -29,6 +31,11 @@ def load_image(value: Any, *, base: Path = Path(), file: str = "", row: int = 0)
         return _rgb(_open(value, base))
     except Unreadable as error:
         raise PrefoptError(f"{file} row {row}: {error}. Mend or remove the row") from error
+
+
+def image_of(value: Any, example: Example) -> Image:
+    """A response (or another picture) of an example, its paths being those of the example's file; see `load_image`."""
+    return load_image(value, base=Path(example.file).parent, file=example.file, row=example.row)
 
 
 def check_image(value: Any, base: Path = Path()) -> tuple[int, int]:

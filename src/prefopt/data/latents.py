@@ -26,7 +26,7 @@ from ..files import cache_folder
 from ..models.diffusion import ImageModel
 from ..scoring.conditioning import CONDITIONS, time_ids
 from .example import Example
-from .images import load_image
+from .images import image_of
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,12 @@ def encode_examples(
                 raise PrefoptError(f"{example.origin}: the VAE's latents are not finite; load the model in float32")
             _write(path, {"mean": mean, "std": std})
     captions = encode_captions([str(e.prompt) for e in examples], model, cache=cache, progress=progress)
-    shared = {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
     own = None
     if any(e.captions for e in examples):
         said = encode_captions([c for e in examples for c in e.captions], model, cache=cache, progress=progress)
         rest = iter(said)
         own = [[next(rest) for _ in e.captions] for e in examples]
-    return ImageSet(list(examples), images, captions, shared, held_out, model.latent_shape, own)
+    return ImageSet(list(examples), images, captions, same_for_all(model), held_out, model.latent_shape, own)
 
 
 def encode_captions(
@@ -151,7 +150,12 @@ def encode_captions(
 def empty_condition(model: ImageModel, *, cache: Path | None = None) -> dict[str, Tensor]:
     """The condition of a dropped caption: the text encoders' answer to ""."""
     condition = read_cached(encode_captions([""], model, cache=cache, progress=False)[0])
-    return condition | ({"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {})
+    return condition | same_for_all(model)
+
+
+def same_for_all(model: ImageModel) -> dict[str, Tensor]:
+    """The conditions that no caption changes."""
+    return {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
 
 
 def to_pixels(image: Any, resolution: int) -> Tensor:
@@ -206,7 +210,7 @@ def _places(
 
 def _pixels(path: Path, image: Any, example: Example, resolution: int) -> Tensor:
     """[3, R, R] of the view that belongs into this file."""
-    pixels = to_pixels(_load(image, example), resolution)
+    pixels = to_pixels(image_of(image, example), resolution)
     return pixels.flip(-1) if path.stem.endswith("-flipped") else pixels
 
 
@@ -220,12 +224,8 @@ def content_of(value: Any, example: Example) -> bytes:
         path = Path(example.file).parent / Path(value).expanduser()
         if path.is_file():
             return path.read_bytes()
-    image = _load(value, example)
+    image = image_of(value, example)
     return f"{image.size}".encode() + image.tobytes()
-
-
-def _load(value: Any, example: Example) -> Any:
-    return load_image(value, base=Path(example.file).parent, file=example.file, row=example.row)
 
 
 def _digest(content: bytes) -> str:

@@ -129,6 +129,11 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     return kept | {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
+def text_of(prompt: Any) -> str:
+    """A prompt's text, whatever its layout; turns are lines."""
+    return prompt if isinstance(prompt, str) else "\n".join(map(content, prompt))
+
+
 def said(message: Message) -> str:
     """The text of a message's content, parts joined."""
     content = message["content"]

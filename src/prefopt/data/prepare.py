@@ -171,11 +171,12 @@ class _Survey:
     aside: dict[str, set[str]] = field(default_factory=dict)  # names in rows that are held out
     labels: Counter[bool] = field(default_factory=Counter)  # of rows that are trained on
     agreement: Agreement = field(default_factory=Agreement)
-    pairs: Counter[int] = field(default_factory=Counter)  # of each prompt
+    pairs: Counter[int] | None = None  # of each prompt, where a method asks for them
 
     def see(self, example: Example, held_out: bool = False) -> None:
         self.examples += 1
-        self.pairs[prompt_key(example)] += len(example.pairs)
+        if self.pairs is not None:
+            self.pairs[prompt_key(example)] += len(example.pairs)
         self.labels.update(() if held_out else map(bool, example.notes.get("label", ())))
         self.agreement.see(example)
         for name, value in example.notes.items():
@@ -198,7 +199,9 @@ class _Preparation:
     grading: Grading | None = None
 
     def into(self, folder: Path, fingerprint: str) -> dict[str, Any]:
-        inside = self._is_eval if self.data.eval_fraction else lambda example: False
+        def inside(example: Example) -> bool:
+            return set_aside(self.data, example)
+
         survey = self._survey(self.data.paths, "reading", inside)
         if "label" in self.needs:
             refuse_one_class(set(survey.labels), self.data.paths)
@@ -216,10 +219,10 @@ class _Preparation:
         writers = {"train": Writer(folder / "train", self.notes, graded)}
         if self.data.eval_fraction or held_out:
             writers["eval"] = Writer(folder / "eval", self.notes, graded)
-        self.pairs = survey.pairs
+        self.pairs = survey.pairs or Counter()
         record = self._encode(self.data.paths, lambda e: writers["eval" if inside(e) else "train"], "tokenising")
         if held_out:
-            self.pairs = held_out.pairs
+            self.pairs = held_out.pairs or Counter()
             record["eval_data"] = self._encode(self.data.eval_paths, lambda e: writers["eval"], "tokenising eval")
         record |= {
             "fingerprint": fingerprint,
@@ -243,7 +246,7 @@ class _Preparation:
     def _survey(
         self, paths: list[str], title: str, held_out: Callable[[Example], bool] = lambda example: False
     ) -> _Survey:
-        ledger, survey = Ledger(), _Survey()
+        ledger, survey = Ledger(), _Survey(pairs=Counter() if PROMPT_PAIRS in self.needs else None)
         with self._bar(paths, title) as told:
             for example in read_examples(self.data, paths, ledger, needs=self.needs, progress=told):
                 survey.see(example, held_out(example))
@@ -290,16 +293,17 @@ class _Preparation:
         gold = example.gold if "gold" in self.needs or not self.needs else None  # unasked it would only take room
         return replace(example, notes=notes, gold=gold, steps=example.steps if "step_index" in self.notes else None)
 
-    def _is_eval(self, example: Example) -> bool:
-        """Decided by the prompt alone, so that no prompt is on both sides."""
-        return prompt_key(example, str(self.data.seed)) / 2**64 < self.data.eval_fraction
-
     @contextmanager
     def _bar(self, paths: list[str], title: str) -> Iterator[Callable[[int], Any]]:
         size = total_bytes(paths)
         with tqdm(total=size or None, desc=title, unit="B", unit_scale=True, delay=2, leave=False,
                   disable=not self.progress) as bar:  # fmt: skip
             yield bar.update
+
+
+def set_aside(data: DataConfig, example: Example) -> bool:
+    """Whether `eval_fraction` holds the example out: by its prompt alone, so that no prompt is on both sides."""
+    return bool(data.eval_fraction) and prompt_key(example, str(data.seed)) / 2**64 < data.eval_fraction
 
 
 def prompt_key(example: Example, salt: str = "") -> int:

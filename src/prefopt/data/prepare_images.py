@@ -15,13 +15,13 @@ from ..models.diffusion import ImageModel
 from .config import DataConfig
 from .example import ENUMERATED, Example
 from .experts import best_images
+from .image_examples import read_split, stop_if_empty
 from .images import check_image
 from .latents import ImageSet, encode_examples
 from .own_captions import look_at_captions
-from .prepare import carried, prompt_key
+from .prepare import carried
 from .rule import CAPTIONS, PROMPT_PAIRS, class_counts, log, refuse_one_class, with_prompt_pairs
 from .side_notes import SIDE_NOTES
-from .source import read_image_examples
 from .store import enumerate_names
 from .users import USER, UserTable, users_of
 
@@ -84,22 +84,10 @@ def prepare_images(
 def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
     """Every row, read and checked by the rule for rows; what is held out is set apart."""
     asked = frozenset(needs) | frozenset(data.use)
-    train, record = read_image_examples(data, needs_pairs=False, needs=asked)
-    held_out: list[Example] = []
-    if data.eval_paths:
-        held_out, record["eval_data"] = read_image_examples(data, needs_pairs=False, held_out=True, needs=asked)
-    elif data.eval_fraction:
-        inside = [prompt_key(e, str(data.seed)) / 2**64 < data.eval_fraction for e in train]
-        held_out = [e for e, out in zip(train, inside, strict=True) if out]
-        train = [e for e, out in zip(train, inside, strict=True) if not out]
+    train, held_out, record = read_split(data, asked)
     if data.top is not None:
         train = best_images(train, data.top, data.paths)
-    for name, part in {"train": train, "eval": held_out}.items():
-        if not part and (name == "train" or data.eval_paths or data.eval_fraction):
-            raise PrefoptError(
-                f"data: no example is left for {name} ({record['rows']} rows were read); change data.eval_fraction or "
-                "give more data"
-            )
+    stop_if_empty(train, held_out, data, record["rows"])
     if PROMPT_PAIRS in asked:
         train, held_out = with_prompt_pairs(train), with_prompt_pairs(held_out)
     if "label" in asked:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, first_line
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,8 @@ def _hub(name: str, split: str, subset: str | None) -> Any:
     try:
         return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # offline, unknown, gated, bad split: one message, with the library's reason
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PrefoptError(
-            f"{name}: is neither a file nor a folder here, and could not be loaded from the hub ({reason}). "
+            f"{name}: is neither a file nor a folder here, and could not be loaded from the hub ({first_line(error)}). "
             "Check the path, or the name, data.split, data.subset and the connection"
         ) from error
 

@@ -13,7 +13,7 @@ from prefopt.data.config import DataConfig
 from prefopt.data.example import Example, axes
 from prefopt.data.fields import TeachesNothing, Unreadable
 from prefopt.data.lists import as_list, with_steps
-from prefopt.data.messages import content, is_empty, same
+from prefopt.data.messages import is_empty, same, text_of
 from prefopt.data.pairing import keep_responses, pair_up, to_labelled
 from prefopt.data.readers import Row
 from prefopt.data.side_notes import how_to_give_note
@@ -158,8 +158,7 @@ def fit(example: Example, config: DataConfig, needs: frozenset[str]) -> Example:
 
     Raises Unreadable where it lacks what the method needs, TeachesNothing where nothing is left to learn.
     """
-    prompt = example.prompt if isinstance(example.prompt, str) else "".join(map(content, example.prompt))
-    if not prompt.strip() and not example.images:
+    if not text_of(example.prompt).strip() and not example.images:
         raise TeachesNothing(EMPTY_PROMPT)
     if "prompts" in needs:
         return replace(example, responses=(), pairs=(), steps=None, gold=None)

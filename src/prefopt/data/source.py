@@ -18,9 +18,8 @@ from prefopt.data.side_notes import COLUMNS, Widths
 KINDS = frozenset(NO_NOTES)
 """What a method may need beside annotations: pairs; labelled responses (pairs are converted); either of the two; pairs
 or anything; prompts alone; a gold answer; graded versions of the responses; equally many steps in all responses of a
-list; ties (pairs with label_probability 1/2 stay); how many pairs a prompt has; a caption
-of every response. Every other need is the name of an
-annotation."""
+list; ties (pairs with label_probability 1/2 stay); how many pairs a prompt has; a caption of every response. Every other
+need is the name of an annotation."""
 
 
 def read_examples(

@@ -29,7 +29,7 @@ from prefopt.data.rule import fit
 from prefopt.data.side_notes import Agreement, Widths
 from prefopt.data.source import asked_by_name
 from prefopt.data.triples import GOLD_IS_CHOSEN
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, first_line
 
 Severity = Literal["error", "warn", "info"]
 NAMED = 20
@@ -131,7 +131,7 @@ def _encoder(tokenizer: Any, data: DataConfig) -> Encoder | None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         except (OSError, ValueError) as error:
-            raise PrefoptError(f"{tokenizer}: holds no tokenizer ({str(error).splitlines()[0]})") from error
+            raise PrefoptError(f"{tokenizer}: holds no tokenizer ({first_line(error)})") from error
     return Encoder(tokenizer, data)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..config import AdapterConfig, ModelConfig
-from ..errors import PrefoptError
+from ..errors import PrefoptError, first_line
 from .preference import is_clip
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
     except Exception as e:  # transformers raises many types for a folder without tokenizer
-        raise PrefoptError(f"model.path = {path}: no tokenizer can be loaded from it: {_first_line(e)}") from None
+        raise PrefoptError(f"model.path = {path}: no tokenizer can be loaded from it: {first_line(e)}") from None
     if tokenizer.eos_token_id is None:
         raise PrefoptError(
             f"model.path = {path}: its tokenizer has no end-of-text token (eos_token); set one and save it"
@@ -132,7 +132,7 @@ def _load(config: ModelConfig, head: str, own_adapter: bool, trainable: bool) ->
     except PrefoptError:
         raise
     except Exception as e:  # damaged files, unknown architectures, no network: transformers raises a dozen types
-        raise PrefoptError(f"model.path = {config.path}: transformers cannot load it: {_first_line(e)}") from None
+        raise PrefoptError(f"model.path = {config.path}: transformers cannot load it: {first_line(e)}") from None
 
 
 def _refuse_new_weights(found: dict[str, Any], head: str, path: str) -> None:
@@ -151,7 +151,7 @@ def _refuse_other_models(place: Path, head: str) -> None:
     try:
         content = json.loads((place / "config.json").read_text())
     except (OSError, ValueError) as e:
-        raise PrefoptError(f"{place / 'config.json'} cannot be read: {_first_line(e)}") from None
+        raise PrefoptError(f"{place / 'config.json'} cannot be read: {first_line(e)}") from None
     names = content.get("architectures") or []
     if content.get("is_encoder_decoder"):
         raise PrefoptError(
@@ -207,12 +207,8 @@ def add_adapter(model: Any, config: AdapterConfig, head: str) -> Any:
     try:
         made = get_peft_model(model, lora)
     except ValueError as e:
-        raise PrefoptError(f"model.adapter does not fit {type(model).__name__}: {_first_line(e)}") from None
+        raise PrefoptError(f"model.adapter does not fit {type(model).__name__}: {first_line(e)}") from None
     for p in made.parameters():
         if p.requires_grad:
             p.data = p.data.float()
     return made
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0][:300]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PrefoptError
+from ..errors import PrefoptError, first_line
 from .images import ImageScorer, image_embedding, linear_layers, load_clip, load_transformer
 
 HEADS = ("head.safetensors", "head.pth", "head.pt")
@@ -94,7 +94,7 @@ def _head(scorer: ImageScorer, place: str, width: int) -> nn.Sequential:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise PrefoptError(f"{scorer.name}: the head {path} cannot be read: {str(e).splitlines()[0]}") from None
+        raise PrefoptError(f"{scorer.name}: the head {path} cannot be read: {first_line(e)}") from None
     layers = list(linear_layers({k: x.float() for k, x in state.items()}))
     widths = [width, *(layer.out_features for layer in layers)]
     if [layer.in_features for layer in layers] != widths[:-1] or widths[-1] != 1:

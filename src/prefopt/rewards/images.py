@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..data.images import load_image
 from ..data.latents import fingerprint
-from ..errors import PrefoptError
+from ..errors import PrefoptError, first_line
 
 SCORERS: dict[str, type[ImageScorer]] = {}
 BATCH = 32
@@ -182,8 +182,7 @@ def load_transformer(model: Any, place: str, who: str, kind: str) -> Any:
     except PrefoptError:
         raise
     except Exception as e:  # transformers raises a dozen types for what it cannot read
-        why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
-        raise PrefoptError(f"{who}: {place} cannot be loaded as a {model.__name__}: {why}") from None
+        raise PrefoptError(f"{who}: {place} cannot be loaded as a {model.__name__}: {first_line(e, 200)}") from None
     if told["missing_keys"]:
         lacking = ", ".join(sorted(told["missing_keys"])[:3])
         raise PrefoptError(f"{who}: {place} lacks weights ({lacking}); its scores would be random")
@@ -201,10 +200,9 @@ def load_processor(place: str, who: str) -> Any:
             return found
         return _Both(AutoImageProcessor.from_pretrained(place), AutoTokenizer.from_pretrained(place))
     except Exception as e:
-        why = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
         raise PrefoptError(
-            f"{who}: {place} has no processor (how pictures and prompts are read): {why}. Save one with it, or say "
-            "processor=FOLDER"
+            f"{who}: {place} has no processor (how pictures and prompts are read): {first_line(e, 200)}. Save one with it, "
+            "or say processor=FOLDER"
         ) from None
 
 
