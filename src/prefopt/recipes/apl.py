@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,7 @@ from ..data.example import Example
 from ..methods.pairwise.dpo import dpo
 from ..objectives.hyper import Share
 from ..objectives.method import Method, require
-from .sampling import (
-    PAIRING,
-    Scorer,
-    check_rounds,
-    check_scored,
-    drawn,
-    idle,
-    in_rounds,
-    ordered,
-    prompts_and_scorer,
-    sample,
-    write_rows,
-)
+from .sampling import Scorer, in_scored_rounds, ordered, sample, write_rows
 from .stages import loaded
 from .steps import Steps, recipe
 
@@ -45,16 +32,11 @@ def apl(steps: Steps, *, base: Method = dpo(), acquired: Share = 0.5) -> str:
     base: the pairwise method of every round. The reference, in h too, is the first model; in the first round all gaps
     are 0 and the first two answers are taken.
     """
-    check_rounds(steps, base)
-    check_scored(steps)
     rollout = steps.config.rollout
     require(rollout.reference == "start", "rollout.reference = round has no meaning for apl: its gaps would all be 0")
-    idle(steps, "data", PAIRING, "every round makes its pairs")
 
-    def make(given: tuple[list[Any], Scorer], number: int, model: str, path: Path) -> None:
-        prompts, score = given
-        file = path.with_name("samples.jsonl")
-        rows = sample(steps, model, drawn(steps, prompts, number), file, rollout.samples_per_prompt, number)
+    def make(prompts: list[Any], score: Scorer, number: int, model: str, path: Path) -> None:
+        rows = sample(steps, model, prompts, path.with_name("samples.jsonl"), rollout.samples_per_prompt, number)
         now, first = (sums(steps, m, rows) for m in (model, steps.config.model.path))
         chosen = uncertain(now, acquired)
         two = [widest(now[i] - first[i]) for i in chosen]
@@ -64,7 +46,7 @@ def apl(steps: Steps, *, base: Method = dpo(), acquired: Share = 0.5) -> str:
             path, [ordered(x, y, s) for (x, y), s in zip(asked, scores, strict=True)], "raise rollout.temperature"
         )
 
-    return in_rounds(steps, base, partial(prompts_and_scorer, steps), make)
+    return in_scored_rounds(steps, base, make)
 
 
 def uncertain(logps: Sequence[np.ndarray], share: float) -> list[int]:

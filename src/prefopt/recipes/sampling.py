@@ -97,10 +97,22 @@ def in_rounds(
     return start
 
 
-def prompts_and_scorer(steps: Steps) -> tuple[list[Any], Scorer]:
-    """What rounds on the policy's samples read."""
-    score = scorer(steps.config.rollout)
-    return enough(steps, all_prompts(steps)), score
+def in_scored_rounds(steps: Steps, base: Method, make: Callable[[list[Any], Scorer, int, str, Path], None]) -> str:
+    """As `in_rounds`, of pairs of samples that a reward or a judge orders: make(prompts, score, number, model, path), the
+    prompts those of the round."""
+    check_rounds(steps, base)
+    check_scored(steps)
+    idle(steps, "data", PAIRING, "every round makes its pairs")
+
+    def load() -> tuple[list[Any], Scorer]:
+        score = scorer(steps.config.rollout)
+        return enough(steps, all_prompts(steps)), score
+
+    def of_round(given: tuple[list[Any], Scorer], number: int, model: str, path: Path) -> None:
+        prompts, score = given
+        make(drawn(steps, prompts, number), score, number, model, path)
+
+    return in_rounds(steps, base, load, of_round)
 
 
 def read_answers(steps: Steps, needs: str) -> list[Example]:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..methods.pairwise.xpo import xpo
 from ..objectives.method import Method, require
-from .sampling import (
-    PAIRING,
-    Scorer,
-    check_rounds,
-    check_scored,
-    drawn,
-    idle,
-    in_rounds,
-    ordered,
-    prompts_and_scorer,
-    sample,
-    write_rows,
-)
+from .sampling import Scorer, idle, in_scored_rounds, ordered, sample, write_rows
 from .steps import Steps, recipe
 
 
@@ -38,18 +25,14 @@ def xpo_rounds(steps: Steps, *, base: Method = xpo()) -> str:
 
     base: xpo, or what else reads `from_reference`. The reference is the first model throughout.
     """
-    check_rounds(steps, base)
-    check_scored(steps)
     require(
         "notes:from_reference" in base.needs(), f"method.base = {base.name}: it has no optimism; take xpo or online-dpo"
     )
     idle(steps, "rollout", ("samples_per_prompt",), "one answer of each model is compared")
     idle(steps, "rollout", ("reference",), "the reference whose answers are compared is the first model")
-    idle(steps, "data", PAIRING, "every round makes its pairs")
 
-    def make(given: tuple[list[Any], Scorer], number: int, model: str, path: Path) -> None:
-        prompts, score = given
-        asked, first = drawn(steps, prompts, number), steps.config.model.path
+    def make(asked: list[Any], score: Scorer, number: int, model: str, path: Path) -> None:
+        first = steps.config.model.path
         rows = [
             sample(steps, m, asked, path.with_name(f"{who}.jsonl"), 1, 2 * number + i)
             for i, (who, m) in enumerate((("policy", model), ("reference", first)))
@@ -59,4 +42,4 @@ def xpo_rounds(steps: Steps, *, base: Method = xpo()) -> str:
         made = [ordered(p, y, s, from_reference=(0, 1)) for p, y, s in zip(asked, answers, scores, strict=True)]
         write_rows(path, made, "raise rollout.temperature, or give another reward")
 
-    return in_rounds(steps, base, partial(prompts_and_scorer, steps), make)
+    return in_scored_rounds(steps, base, make)
