@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..scoring.conditioning import Kind, guided
+from ..scoring.modes import precision
 from ..scoring.schedules import Schedule, wide
 from ..scoring.transitions import Transition, transition
 
@@ -80,7 +81,7 @@ def answers(
     guidance: float = 1.0,
 ) -> Answer:
     """What `net` says to N samples under their captions (condition: name -> [N, ...]), in float32 or better."""
-    precise = torch.promote_types(next(net.parameters()).dtype, torch.float32)
+    precise = precision(net)
 
     @torch.no_grad()
     def answer(noisy: Tensor, t: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -66,6 +68,26 @@ class Batch(Protocol):
     def counts(self) -> Mapping[str, Tensor]:
         """Row set -> count [R, T] of its scores, known before any forward."""
         ...
+
+
+def moved(batch: Any, device: torch.device | str, stays: Collection[str] = ()) -> Any:
+    """A batch (a dataclass) on the device: its tensors, those in its dictionaries, and the batches in it; the fields
+    `stays` are left where they were made."""
+
+    def there(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {name: there(y) for name, y in x.items()}
+        if isinstance(x, Tensor):
+            return x.to(device, non_blocking=True)
+        return x.to(device) if hasattr(x, "to") else x
+
+    return replace(batch, **{f.name: there(getattr(batch, f.name)) for f in fields(batch) if f.name not in stays})
+
+
+def generator_of(seed: int, draw: Draw) -> torch.Generator:
+    """The random numbers of one draw, on the CPU: the same whatever the batch, the process and the device."""
+    seeds = np.random.SeedSequence((seed, draw.epoch, draw.example.index)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seeds[0]))
 
 
 class Scorer(Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import PrefoptError
 
 Kind = Literal["sd", "sdxl", "sd3"]
 
@@ -19,6 +21,13 @@ CONDITIONS: dict[Kind, tuple[str, ...]] = {
 
 A UNet with a user branch (models/user_branch.py) reads "user" [N, p, d] too, through diffusers' door for image prompts.
 """
+
+
+def check_condition(kind: Kind, condition: Mapping[str, Tensor], where: str, further: Iterable[str] = ()) -> None:
+    """PrefoptError, beginning with `where`, if something that the model is conditioned on is not there."""
+    for name in (*CONDITIONS[kind], *further):
+        if name not in condition:
+            raise PrefoptError(f"{where}: a {kind} model is conditioned on {name}, which is not there")
 
 
 def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
@@ -34,7 +43,7 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
         pooled = condition["pooled"].to(dtype)
         out = denoiser(
             hidden_states=noisy,
-            timestep=time.float(),  # near T = 1000 bfloat16 knows every fourth number only
+            timestep=time.to(torch.promote_types(dtype, torch.float32)),  # bfloat16 rounds 997 to 996
             encoder_hidden_states=text,
             pooled_projections=pooled,
             return_dict=False,

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from math import prod
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
-from .base import Draw, Needs, Scored, Shapes
-from .conditioning import CONDITIONS, Kind, predict
+from .base import Draw, Needs, Scored, Shapes, generator_of, moved
+from .conditioning import CONDITIONS, Kind, check_condition, predict
 from .denoising import adapters_off
-from .schedules import Level, Prediction, Schedule, noised, split
+from .modes import placed, precision
+from .schedules import Level, Prediction, Schedule, noised, split, wide
 
 NETWORKS = {"assistant_score": "assistant", "reference_score": "reference", "empty_score": "reference"}
 FEATURES = {"clean", "noisy", *NETWORKS}
@@ -122,15 +123,7 @@ class PromptBatch:
         return len(self.prompts)
 
     def to(self, device: torch.device | str) -> PromptBatch:
-        tensors: dict[str, Any] = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("start", "noise", "signal", "sigma", "time")
-        }
-        named: dict[str, Any] = {
-            name: {k: x.to(device, non_blocking=True) for k, x in getattr(self, name).items()}
-            for name in ("condition", "notes")
-        }
-        return replace(self, **tensors, **named)
+        return moved(self, device)
 
     def counts(self) -> dict[str, Tensor]:
         """{"responses": [R, 1]}: elements of each picture."""
@@ -170,9 +163,7 @@ class OneStepScorer:
         self.kind, self.schedule, self.seed, self.shape_of_one = kind, schedule, seed, tuple(shape)
         self.generator, self.networks, self.empty = generator, dict(networks), dict(empty)
         self.decode, self.reward = decode, reward
-        for name in CONDITIONS[kind]:
-            if name not in self.empty:
-                raise PrefoptError(f"the empty caption: a {kind} model is conditioned on {name}, which is not there")
+        check_condition(kind, self.empty, "the empty caption")
 
     def offers(self) -> set[str]:
         reward = {"scores:reward"} if self.reward is not None else set()
@@ -180,7 +171,7 @@ class OneStepScorer:
         return {"generation:one_step", "turns:assistant", *(f"features:{name}" for name in FEATURES)} | notes | reward
 
     def shapes(self, needs: Needs) -> Shapes:
-        elements = int(np.prod(self.shape_of_one))
+        elements = prod(self.shape_of_one)
         return {name: ("R", elements) for name in FEATURES if f"features:{name}" in needs}
 
     # ---- drawing
@@ -197,8 +188,7 @@ class OneStepScorer:
 
     def _drawn(self, draw: Draw) -> tuple[Tensor, Tensor]:
         """Of one example: t [], and z and eps [2, C, H, W]."""
-        seeds = np.random.SeedSequence((self.seed, draw.epoch, draw.example.index)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seeds[0]))
+        generator = generator_of(self.seed, draw)
         t = self.how.drawn(self.schedule, generator)
         return t, torch.randn((2, *self.shape_of_one), generator=generator)
 
@@ -207,7 +197,7 @@ class OneStepScorer:
         """{"responses": what is asked}: scores "reward" [R, 1], features "clean", "noisy" and of networks [R, D]."""
         if not grad:
             return {}
-        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        dtype = precision(model)
         another = any(spec.get("now") for key, spec in needs.items() if key.startswith("turns:"))
         with torch.no_grad() if another else nullcontext():
             clean = self.generate(model, batch.start.to(dtype), batch.condition)
@@ -235,10 +225,10 @@ class OneStepScorer:
         assistant = self.networks["assistant"]
         own = self.networks[NETWORKS[name]]
         assert assistant is not None
-        net = (assistant if own is None else own).to(noisy.device)
+        net = placed(assistant if own is None else own, noisy.device)
         condition = batch.condition
         if name == "empty_score":
             condition = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
         with adapters_off(net) if own is None else nullcontext():
             answer = predict(net, self.kind, noisy, batch.time, condition).to(noisy.dtype)
-        return -split(self.schedule.prediction, answer, noisy, signal, sigma)[1] / sigma[:, None, None, None]
+        return -split(self.schedule.prediction, answer, noisy, signal, sigma)[1] / wide(sigma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..models.diffusion import ImageModel
 from ..models.preference import as_clip_reads
 from ..objectives.scores import Scores
-from .base import PREDICTED, Draw, Needs, Scored, Shapes
+from .base import PREDICTED, Draw, Needs, Scored, Shapes, moved
 from .conditioning import guided
 from .denoising import DenoisingScorer, ImageBatch, joined_notes
+from .modes import placed
 from .schedules import noised, split
 
 
@@ -45,9 +46,7 @@ class PictureBatch:
         return len(self.notes["group"])
 
     def to(self, device: torch.device | str) -> PictureBatch:
-        words, notes = ({k: x.to(device, non_blocking=True) for k, x in d.items()} for d in (self.words, self.notes))
-        pixels = None if self.pixels is None else self.pixels.to(device, non_blocking=True)
-        return replace(self, words=words, notes=notes, pixels=pixels, images=self.images and self.images.to(device))
+        return moved(self, device)
 
     def counts(self) -> dict[str, Tensor]:
         """One number a picture."""
@@ -68,8 +67,8 @@ class Predicted:
     @torch.no_grad()
     def __call__(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Pixels [R, 3, H, W], about -1 to 1, and the times [R]."""
-        device, group = batch.latents.device, batch.notes["group"]
-        net = self.model.denoiser.to(device)
+        group = batch.notes["group"]
+        net = placed(self.model.denoiser, batch.latents.device)
         signal, sigma = batch.signal.float()[group], batch.sigma.float()[group]
         seen = noised(batch.latents, batch.noise[group], signal, sigma)
         time = batch.time[group]

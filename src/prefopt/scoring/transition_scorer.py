@@ -8,7 +8,7 @@ policy of the moment was rolled out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
-from .base import Draw, Needs, Scored, Shapes
-from .conditioning import CONDITIONS, Kind, guided
+from .base import Draw, Needs, Scored, Shapes, moved
+from .conditioning import CONDITIONS, Kind, check_condition, guided
 from .denoising import adapters_off, joined_notes
+from .modes import placed, precision, require_frozen
 from .schedules import Schedule
 from .transitions import log_density, refuse_flows, transition
 
@@ -56,12 +57,7 @@ class StepsBatch:
         return len(self.nexts)
 
     def to(self, device: torch.device | str) -> StepsBatch:
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        tensors: dict[str, Any] = {n: move(getattr(self, n)) for n in ("states", "nexts", "start", "caption")}
-        condition, notes = ({k: move(v) for k, v in d.items()} for d in (self.condition, self.notes))
-        return replace(self, **tensors, condition=condition, notes=notes)
+        return moved(self, device, stays=["t", "landing"])
 
     def counts(self) -> dict[str, Tensor]:
         """{"responses": [R, 1]}: every step sums over all C*H*W elements."""
@@ -92,11 +88,8 @@ class TransitionScorer:
         refuse_flows(schedule)
         if not 0 < eta <= 1:
             raise PrefoptError(f"eta = {eta}: must lie in (0, 1]; a deterministic step has no density")
-        missing = [n for n in CONDITIONS[kind] if n not in empty]
-        if missing:
-            raise PrefoptError(f"the empty caption: a {kind} model is conditioned on {missing[0]}, which is not there")
-        if reference is not None and any(p.requires_grad for p in reference.parameters()):
-            raise PrefoptError("the reference network is trainable; freeze it (requires_grad_(False)) before scoring")
+        check_condition(kind, empty, "the empty caption")
+        require_frozen(reference)
         self.kind, self.schedule, self.empty = kind, schedule, dict(empty)
         self.eta, self.guidance, self.generation, self.reference = eta, guidance, generation, reference
         self.notes = set(notes)
@@ -129,7 +122,7 @@ class TransitionScorer:
         """{"responses": {"policy": [R, 1], "reference": [R, 1]}}, as asked; the reference never carries gradient."""
         if not grad:
             return {}
-        precise = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        precise = precision(model)
         condition = {n: x[batch.caption] for n, x in batch.condition.items()}
         states, nexts = batch.states.to(precise), batch.nexts.to(precise)
         time = self.schedule.level(batch.t).time.to(states.device)
@@ -150,6 +143,6 @@ class TransitionScorer:
 
     def _by_reference(self, model: nn.Module, densities: Any, device: torch.device) -> Scores:
         if self.reference is not None:
-            return densities(self.reference.to(device))
+            return densities(placed(self.reference, device))
         with adapters_off(model):
             return densities(model)
