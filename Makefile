@@ -11,7 +11,7 @@ demo: $(INSTALLED)  ## align the built-in world's model and open a report
 	HF_HUB_OFFLINE=1 $(BIN)/prefopt demo --output demo
 
 test: $(INSTALLED)  ## the whole test suite, offline, in parallel
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 check: $(INSTALLED)  ## format, lint, types
 	$(BIN)/ruff format --check src tests benchmarks

@@ -16,7 +16,8 @@ from benchmarks.measure import Clock, peak, report, reset_peak
 
 def main(job: dict) -> None:
     from prefopt.config import make
-    from prefopt.training import diffusion_task, run
+    from prefopt.training import run
+    from prefopt.training.tasks import pipeline
 
     config = make(
         {
@@ -33,7 +34,7 @@ def main(job: dict) -> None:
         }
     )  # fmt: skip
     start: list[int] = []
-    load, adapt = diffusion_task.load_image_model, diffusion_task.make_trainable
+    load, adapt = pipeline.load_image_model, pipeline.make_trainable
 
     def loaded(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -56,7 +57,7 @@ def main(job: dict) -> None:
         def on_train_end(self, *_, **__):
             self.during = peak()
 
-    diffusion_task.load_image_model, diffusion_task.make_trainable = loaded, adapted
+    pipeline.load_image_model, pipeline.make_trainable = loaded, adapted
     clock = Training()
     began = time.perf_counter()
     outcome = run.train(config, callbacks=[clock])

@@ -24,6 +24,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first: they are the longest, and the last worker would be waited for."""
+    long = {item.path for item in items if "forks" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def _real(name: str) -> Path:
     path = REAL / name
     if not path.is_file():

@@ -101,9 +101,8 @@ def with_users(pairs: Path, path: Path) -> Path:
 class Chain:
     """Starts of one command, each in a process of its own, with one output folder and one cache."""
 
-    def __init__(self, kind: str, tmp: Path, request: pytest.FixtureRequest):
-        self.kind, self.tmp = kind, tmp
-        self.forks: Forks = request.getfixturevalue("forks")
+    def __init__(self, kind: str, forks: Forks, tmp: Path, request: pytest.FixtureRequest):
+        self.kind, self.forks, self.tmp = kind, forks, tmp
         (tmp / "tide.py").write_text(STATEFUL)
         (tmp / "taste.py").write_text(REWARD)
         (tmp / "warm.py").write_text(WARM)
@@ -154,9 +153,9 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_changes_of_files(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_killed_at_changes_of_files(kind: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Four kills, the first before the training, the others in it; each start finds what the one before has written."""
-    chain = Chain(kind, tmp_path, request)
+    chain = Chain(kind, forks, tmp_path, request)
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
     shares = [g.uniform(*part) for part in ((0, 0.3), (0.55, 0.75), (0.15, 0.25), (0.15, 0.3))]
     whole = chain.start("whole")
@@ -197,8 +196,8 @@ def test_killed_between_the_last_checkpoint_and_the_end(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    chain = Chain(kind, tmp_path, request)
+def test_killed_at_ten_random_moments(kind: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    chain = Chain(kind, forks, tmp_path, request)
     assert chain.start("whole").code == 0
     g = random.Random(f"{kind} {os.environ.get('PREFOPT_KILL_SEED', 0)}")
     kills = rounds = 0
@@ -216,9 +215,11 @@ def test_killed_at_ten_random_moments(kind: str, tmp_path: Path, request: pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_every_change_of_a_file(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_killed_at_every_change_of_a_file(
+    kind: str, forks: Forks, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """From an empty folder, killed at change n and started again, for every n (every third of long runs)."""
-    chain = Chain(kind, tmp_path, request)
+    chain = Chain(kind, forks, tmp_path, request)
     whole = chain.start("whole")
     for n in range(1, whole.events + 1, max(1, whole.events // 60)):
         assert chain.start(f"at-{n}", event=n).code == -9
