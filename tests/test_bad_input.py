@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from prefopt import cli
-from tests.bad import Case, Place, data, folders, images, models, settings
+from tests.bad import Case, Place, data, folders, images, judges, models, settings
 
-CASES = [c for module in (data, settings, models, folders, images) for c in module.bad.cases]
+CASES = [c for module in (data, settings, models, folders, images, judges) for c in module.bad.cases]
 
 
 def test_the_table_is_long() -> None:

@@ -153,7 +153,7 @@ def captions(
     perturber: Annotated[
         str | None, typer.Option(help="words (default), paraphraser folder, or module:function (texts, strength)")
     ] = None,
-    strength: Annotated[str, typer.Option(help="weak, medium, strong, or 0, 20, .., 100")] = "medium",
+    strength: Annotated[str | None, typer.Option(help="weak, medium (default), strong, or 0, 20, .., 100")] = None,
     seed: int = 0,
 ) -> None:
     """Write a caption for each picture of a pair, as DCPO needs them."""

@@ -145,3 +145,29 @@ def images_score_nan(p: Place) -> list[str]:
     rows = [pair(p, n, chosen_reward_score=0.2 + n, rejected_reward_score=0.1) for n in range(3)]
     rows[1]["chosen_reward_score"] = float("nan")
     return images(p, rows=rows, method="smpo")
+
+
+@bad("EDMEulerScheduler", "another rule", "scheduler of its training")
+def images_scheduler_of_other_levels(p: Place) -> list[str]:
+    folder = pipeline(p)
+    change(folder / "model_index.json", scheduler=["diffusers", "EDMEulerScheduler"])
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
+    return images(p, model=folder)
+
+
+@bad("no VAE", "4 channels", "save the pipeline with the VAE")
+def images_without_vae(p: Place) -> list[str]:
+    folder = pipeline(p)
+    change(folder / "model_index.json", vae=[None, None])
+    return images(p, model=folder)
+
+
+@bad("vae", "decoder.conv_out.weight", "not finite")
+def images_damaged_vae(p: Place) -> list[str]:
+    from safetensors.torch import load_file, save_file
+
+    path = pipeline(p) / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["decoder.conv_out.weight"][0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    return images(p, model=path.parents[1])

@@ -144,3 +144,12 @@ def test_inversion_may_be_left_out() -> None:
 def test_bad_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(PrefoptError, match=words):
         get_method("smpo", **wrong)
+
+
+def test_scores_beyond_the_range_are_told_once() -> None:
+    beyond = {"ranges": {"reward_score": [-1.0, 2.0]}}
+    (said,) = get_method("smpo").advice(beyond)
+    assert "-1 to 2" in said
+    assert "null" in said
+    assert get_method("smpo").advice({"ranges": {"reward_score": [0.12, 0.28]}}) == []
+    assert get_method("smpo", reward_min=None, reward_max=None).advice(beyond) == []

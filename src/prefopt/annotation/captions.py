@@ -19,7 +19,7 @@ from ..data.portable import portable
 from ..data.readers import Row, content_hash
 from ..data.rule import Ledger, fit
 from ..errors import PrefoptError, first_line
-from ..rewards.callables import load_function, source_hash
+from ..rewards.callables import ask, load_function, source_hash
 from .build import examples
 from .growing import grow
 from .perturb import Perturber, checked, load_perturber
@@ -36,7 +36,7 @@ def build_captions(
     way: Way,
     captioner: str | Captioner | None = None,
     perturber: str | Perturber | None = None,
-    strength: str = "medium",
+    strength: str | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -52,8 +52,9 @@ def build_captions(
     needed = {"captioner": way in ("c", "h"), "perturber": way in ("p", "h")}
     if needed["captioner"] != (captioner is not None):
         raise PrefoptError(f"--way {way} {'needs' if needed['captioner'] else 'has no use for'} a captioner")
-    if way == "c" and perturber is not None:
-        raise PrefoptError("--way c has no use for a perturber")
+    if way == "c" and (perturber or strength):
+        raise PrefoptError("--way c has no use for a perturber and its strength: nothing is perturbed")
+    strength = strength or "medium"
     rows, ledger = _pairs(data)
     say = None if captioner is None else load_captioner(captioner)
     texts = [text_of(e.prompt) for _, e in rows]
@@ -101,10 +102,11 @@ def load_captioner(spec: str | Captioner) -> Captioner:
     else:
         function, name = load_function(spec, ("images", "prompts"), "captioner"), spec
 
-    def ask(images: list[Any], prompts: list[str]) -> list[str]:
-        return checked(function(images, prompts), len(images), f"captioner {name!r}")
+    def say(images: list[Any], prompts: list[str]) -> list[str]:
+        who = f"captioner {name!r}"
+        return checked(ask(function, who, images, prompts), len(images), who)
 
-    return ask
+    return say
 
 
 class _ByModel:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.stop_words import stop_words
 from ..errors import PrefoptError, first_line
-from ..rewards.callables import load_function
+from ..rewards.callables import ask, load_function
 
 Perturber = Callable[[Sequence[str]], list[str]]
 STRENGTHS = {"weak": 40, "medium": 60, "strong": 80}
@@ -40,7 +40,8 @@ def load_perturber(spec: Any, strength: str, texts: Sequence[str], seed: int = 0
         name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
         own = spec if callable(spec) else load_function(spec, ("texts", "strength"), "perturber")
         function = lambda said: own(list(said), strength)  # noqa: E731
-    return lambda said: checked(function(said), len(said), f"perturber {name!r}")
+    who = f"perturber {name!r}"
+    return lambda said: checked(ask(function, who, said), len(said), who)
 
 
 def checked(answer: Any, count: int, who: str) -> list[str]:

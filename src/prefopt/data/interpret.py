@@ -160,6 +160,8 @@ class Interpreter:
                 notes["score"] = [fields.number(f.get(c), c) for c in columns]
         if any(map(f.has, _SOURCES)) and len(draft.pairs) == 1:
             notes["scenario"] = [_scenario(f)]
+        if f.modality == "image" and count == 1 and f.has("score"):
+            notes["score"] = [fields.rating(f.get("score"), "score")]
         notes.update(_scores(f, count))
         if f.has("ranks"):
             notes["rank"] = [fields.number(r, "ranks") for r in f.items("ranks", count)]

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from ..errors import PrefoptError
 from ..scoring.conditioning import Kind
 from ..scoring.schedules import Schedule
+from .damage import refuse_damaged
 
 ADAPTED = ("to_k", "to_q", "to_v", "to_out.0")
 """Attention projections that a LoRA changes unless told otherwise (the choice of diffusers' DPO scripts)."""
+PIXEL_CHANNELS = 3
+"""Of a picture: what a denoiser without VAE reads."""
 ADAPTED_SD3 = (*ADAPTED, "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")
 
 
@@ -200,9 +203,9 @@ def image_model(pipeline: Any, *, source: str = "pipeline", resolution: int | No
             f"{'flow transformer' if kind == 'sd3' else 'diffusion UNet'} cannot have been trained on; "
             "save the pipeline with the scheduler of its training"
         )
-    for part in pipeline.components.values():
+    for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            part.requires_grad_(False).eval()
+            refuse_damaged(part.requires_grad_(False).eval(), f"{source}: {name}")
     model = ImageModel(pipeline, kind, schedule, 0, source)
     size = _resolution(model, resolution)
     return ImageModel(pipeline, kind, schedule, size, source)
@@ -239,6 +242,11 @@ def _check_channels(pipeline: Any, kind: Kind, source: str) -> None:
     """The denoiser must map latents to latents, and read exactly what its text encoders give."""
     net = (pipeline.transformer if kind == "sd3" else pipeline.unet).config
     vae = pipeline.components.get("vae")
+    if vae is None and net.in_channels != PIXEL_CHANNELS:
+        raise PrefoptError(
+            f"{source}: there is no VAE, and the denoiser reads {net.in_channels} channels, which are no pixels "
+            f"({PIXEL_CHANNELS}): save the pipeline with the VAE that it was trained with"
+        )
     latent = vae.config.latent_channels if vae is not None else net.in_channels
     if net.in_channels != latent or net.out_channels != latent:
         raise PrefoptError(

@@ -44,7 +44,15 @@ class FunctionEncoder:
         self.function = load_function(self.spec, ("shots",), "encoder")
 
     def __call__(self, shots: Sequence[Shot]) -> Tensor:
-        x = torch.as_tensor(self.function(shots), dtype=torch.float32)
+        from ..rewards.callables import ask
+
+        answer = ask(self.function, f"encoder {self.spec}", shots)
+        try:
+            x = torch.as_tensor(answer, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PrefoptError(
+                f"encoder {self.spec}: answered {type(answer).__name__}, expected d finite numbers or p lists of d ({error})"
+            ) from error
         x = x[None] if x.dim() == 1 else x
         if x.dim() != 2 or not x.numel() or not bool(torch.isfinite(x).all()):
             raise PrefoptError(

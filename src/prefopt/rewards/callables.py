@@ -53,6 +53,16 @@ def accepts(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
+def ask(function: Callable[..., Any], who: str, *arguments: Any) -> Any:
+    """What a user's function answers. PrefoptError where it raises: it says whose fault it is, and no traceback does."""
+    try:
+        return function(*arguments)
+    except PrefoptError:
+        raise
+    except Exception as error:
+        raise PrefoptError(f"{who} failed with {type(error).__name__}: {error}") from error
+
+
 def source_hash(function: Callable[..., Any]) -> str:
     """A hash of the function's file, so that cached answers of an edited judge are not used again."""
     try:

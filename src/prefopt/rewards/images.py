@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.images import load_image
 from ..data.latents import fingerprint
 from ..errors import PrefoptError, first_line
+from ..models.damage import refuse_damaged
 
 SCORERS: dict[str, type[ImageScorer]] = {}
 BATCH = 32
@@ -173,12 +174,12 @@ def load_transformer(model: Any, place: str, who: str, kind: str) -> Any:
     """A transformers model of one architecture with all its weights."""
     from transformers import AutoConfig
 
-    place = str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place
+    place = _place(place, who)
     try:
         config = AutoConfig.from_pretrained(place)
         if config.model_type != kind:
             raise PrefoptError(f"{who}: {place} holds a {config.model_type} model, expected {kind} ({model.__name__})")
-        made, told = model.from_pretrained(place, output_loading_info=True)
+        made, told = model.from_pretrained(place, output_loading_info=True, ignore_mismatched_sizes=True)
     except PrefoptError:
         raise
     except Exception as e:  # transformers raises a dozen types for what it cannot read
@@ -186,14 +187,26 @@ def load_transformer(model: Any, place: str, who: str, kind: str) -> Any:
     if told["missing_keys"]:
         lacking = ", ".join(sorted(told["missing_keys"])[:3])
         raise PrefoptError(f"{who}: {place} lacks weights ({lacking}); its scores would be random")
+    if told["mismatched_keys"]:
+        names = ", ".join(sorted(str(key[0]) for key in told["mismatched_keys"])[:3])
+        raise PrefoptError(f"{who}: {place} has weights of other shapes than its config.json says ({names})")
+    refuse_damaged(made, f"{who}: {place}")
     return made
+
+
+def _place(place: str, who: str) -> str:
+    """A folder, or a hub name. PrefoptError for a path that leads nowhere."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir() and place.startswith((".", "/", "~")):
+        raise PrefoptError(f"{who}: there is no folder {place}")
+    return str(folder) if folder.is_dir() else place
 
 
 def load_processor(place: str, who: str) -> Any:
     """Image processor and tokenizer of a folder."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-    place = str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place
+    place = _place(place, who)
     try:
         found = AutoProcessor.from_pretrained(place)
         if hasattr(found, "image_processor") and hasattr(found, "tokenizer"):

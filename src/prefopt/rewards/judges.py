@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError
-from prefopt.rewards.callables import accepts, load_function, source_hash
+from prefopt.rewards.callables import accepts, ask, load_function, source_hash
 from prefopt.rewards.images import names_scorer
 from prefopt.rewards.load import ARGUMENTS as REWARD_ARGUMENTS
 from prefopt.rewards.load import Reward, load_reward
@@ -38,12 +38,7 @@ class Judge:
             raise PrefoptError(
                 f"judge {self.name!r}: {len(prompts)} prompts, {len(a)} and {len(b)} answers; give one each"
             )
-        try:
-            answer = self.function([prompt_text(p) for p in prompts], list(a), list(b))
-        except PrefoptError:
-            raise
-        except Exception as error:
-            raise PrefoptError(f"judge {self.name!r} failed with {type(error).__name__}: {error}") from error
+        answer = ask(self.function, f"judge {self.name!r}", [prompt_text(p) for p in prompts], list(a), list(b))
         return _probabilities(answer, len(prompts), self.name)
 
     def both_orders(

@@ -9,6 +9,7 @@ objectives.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import PrefoptError
-from prefopt.rewards.callables import check_signature, load_function
+from prefopt.rewards.callables import ask, check_signature, load_function
 from prefopt.rollout.text import prompt_text
 
 Values = Sequence[float] | Mapping[str, Sequence[float]]
@@ -42,13 +43,9 @@ class Reward:
         """All objectives by name; a reward with a single one calls it "reward"."""
         if len(prompts) != len(responses):
             raise PrefoptError(f"{self.name}: {len(prompts)} prompts for {len(responses)} responses; give one each")
-        try:
-            whole = getattr(self.function, "takes_messages", False)
-            answer = self.function(list(prompts) if whole else [prompt_text(p) for p in prompts], list(responses))
-        except PrefoptError:
-            raise
-        except Exception as error:
-            raise PrefoptError(f"reward {self.name!r} failed with {type(error).__name__}: {error}") from error
+        whole = getattr(self.function, "takes_messages", False)
+        said = list(prompts) if whole else [prompt_text(p) for p in prompts]
+        answer = ask(self.function, f"reward {self.name!r}", said, list(responses))
         named = answer if isinstance(answer, Mapping) else {"reward": answer}
         if not named:
             raise PrefoptError(f"reward {self.name!r} returned an empty dict; it must name at least one objective")
@@ -89,6 +86,9 @@ def load_reward(spec: str | Path | Callable[[list, list], Values], *, progress: 
             f'reward {text!r} is neither a folder of a reward model nor "module:function" nor "file.py:function" nor '
             f"a scorer of pictures ({', '.join(SCORERS)}: KIND:FOLDER)"
         )
+    kind = place.partition(":")[0]
+    if not kind.endswith(".py") and (close := difflib.get_close_matches(kind, SCORERS, 1, 0.8)):
+        raise PrefoptError(f"reward {text!r}: there is no scorer '{kind}'; did you mean '{close[0]}'?")
     return Reward(text, load_function(place, ARGUMENTS, "reward"), objective or None)
 
 

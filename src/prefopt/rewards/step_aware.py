@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import PrefoptError
 from ..models.preference import PreferenceModel, as_clip_reads, load_modulation
-from .callables import accepts, load_function
+from .callables import accepts, ask, load_function
 from .images import ImageScorer, clip_words, load_clip, names_scorer
 
 
@@ -91,13 +91,13 @@ class _Checked:
 
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], timesteps: Tensor) -> Tensor:
+        answer = ask(self.function, f"step judge {self.name!r}", images, list(prompts), timesteps)
         try:
-            answer = self.function(images, list(prompts), timesteps)
-        except PrefoptError:
-            raise
-        except Exception as error:
-            raise PrefoptError(f"step judge {self.name!r} failed with {type(error).__name__}: {error}") from error
-        found = torch.as_tensor(answer, dtype=torch.float32, device=images.device).flatten()
+            found = torch.as_tensor(answer, dtype=torch.float32, device=images.device).flatten()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise PrefoptError(
+                f"step judge {self.name!r} must return one number for each picture, got {type(answer).__name__}: {error}"
+            ) from error
         if len(found) != len(images):
             raise PrefoptError(f"step judge {self.name!r} returned {len(found)} scores for {len(images)} pictures")
         if not bool(torch.isfinite(found).all()):

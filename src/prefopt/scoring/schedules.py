@@ -52,7 +52,8 @@ class Schedule:
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
-        """Read from a diffusers scheduler of any sampling rule. Raises PrefoptError for an unknown prediction."""
+        """Read from a diffusers scheduler of any sampling rule. Raises PrefoptError for an unknown prediction, and for
+        schedulers of other noise levels (EDM, consistency decoders)."""
         from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
         config = scheduler.config
@@ -64,6 +65,11 @@ class Schedule:
             raise PrefoptError(
                 f"scheduler/scheduler_config.json: prediction_type {prediction!r} of {type(scheduler).__name__} is not "
                 f"known; expected {', '.join(get_args(Prediction)[:3])}, or a flow-matching scheduler"
+            )
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise PrefoptError(
+                f"scheduler/scheduler_config.json: {type(scheduler).__name__} noises by another rule than the discrete noise "
+                "levels of DDPM and DDIM or a flow; save the pipeline with the scheduler of its training"
             )
         ddpm = DDPMScheduler.from_config(config)  # the forward process does not depend on the sampling rule
         clips = bool(config.get("clip_sample") or config.get("thresholding"))

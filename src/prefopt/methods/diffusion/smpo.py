@@ -1,4 +1,5 @@
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -9,7 +10,19 @@ from ...objectives.responses import Responses
 from .diffusion_dpo import diffusion_dpo
 
 
-@method("smpo", paper="2506.02698", beta="of the base method", tags=("noise",))
+def beyond_the_range(hyper: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:
+    """Scores of another scale than the range, or of another scorer."""
+    least, most = data.get("ranges", {}).get("reward_score", (float("inf"), -float("inf")))
+    low, high = hyper["reward_min"], hyper["reward_max"]
+    if (low is None or least >= low) and (high is None or most <= high):
+        return None
+    return (
+        f"scores go from {least:g} to {most:g}, beyond the range reward_min .. reward_max = {low:g} .. {high:g}. If the scorer "
+        "is another than that of the range, set both to null: the range is then the data's own"
+    )
+
+
+@method("smpo", paper="2506.02698", beta="of the base method", tags=("noise",), advice=beyond_the_range)
 def smpo(
     r: Responses,
     *,
