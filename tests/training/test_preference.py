@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.small_clip import draw, save_clip
+from transformers import BlipImageProcessor
 
 from prefopt import Responses, get_method
 from prefopt.config import make
@@ -22,6 +22,7 @@ from prefopt.rewards.images import clip_words, load_clip, load_processor, load_s
 from prefopt.rewards.step_aware import load_step_judge
 from prefopt.training.run import make_method, train
 from prefopt.training.tasks.preference import preference_task
+from tests.small_clip import draw, save_clip
 
 PROMPTS = ["a red circle in the upper left", "two blue squares at the top"]
 D = torch.float64
@@ -151,6 +152,9 @@ def test_decoded_pictures_are_read_as_the_processor_reads_them(clip: Path) -> No
     wanted = read(picture, return_tensors="pt")["pixel_values"]
     tensor = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert torch.allclose(as_clip_reads(tensor, read), wanted, atol=0.03)
+    blip = BlipImageProcessor(size={"height": 12, "width": 10})  # no shorter side, and no crop
+    wanted = blip(picture, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(as_clip_reads(tensor, blip), wanted, atol=0.03)
 
 
 def test_a_run_makes_a_plain_clip_folder_that_scores(clip: Path, pairs: Path, tmp_path: Path) -> None:

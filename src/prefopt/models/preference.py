@@ -120,18 +120,21 @@ def is_clip(folder: str | Path) -> bool:
 
 
 def as_clip_reads(pixels: Tensor, image_processor: Any) -> Tensor:
-    """Pictures [n, 3, H, W] in [-1, 1] (a decoder's) as the image processor of CLIP would hand them on, in torch:
-    clamped, the shorter side resized (bicubic), cropped to the centre, normalised."""
+    """Pictures [n, 3, H, W] in [-1, 1] (a decoder's) as the image processor of CLIP, or one like it, would hand them on, in
+    torch and with a gradient: clamped, resized (bicubic; the shorter side, or to a height and width), cropped to the
+    centre where it says so, normalised."""
     size = image_processor.size
-    side = size.get("shortest_edge") or size.get("height")
-    crop = image_processor.crop_size if image_processor.do_center_crop else None
     x = (pixels.float() / 2 + 0.5).clamp(0, 1)
     height, width = x.shape[-2:]
-    short = min(height, width)
-    target = (side * height // short, side * width // short)
+    if side := size.get("shortest_edge"):
+        short = min(height, width)
+        target = (side * height // short, side * width // short)
+    else:
+        target = (size["height"], size["width"])
     if target != (height, width):
         x = interpolate(x, target, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-    if crop:
+    if getattr(image_processor, "do_center_crop", False):
+        crop = image_processor.crop_size
         top, left = (target[0] - crop["height"]) // 2, (target[1] - crop["width"]) // 2
         x = x[..., top : top + crop["height"], left : left + crop["width"]]
     mean, std = (

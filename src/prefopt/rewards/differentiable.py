@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..errors import PrefoptError
+from ..models.preference import as_clip_reads
 from .callables import load_function
 from .images import ImageScorer, load_scorer, names_scorer
 
@@ -32,31 +31,13 @@ def load_differentiable(spec: str) -> Differentiable:
 
 
 def differentiable(scorer: ImageScorer) -> Differentiable:
-    """A scorer of pictures read as tensors: its own preprocessing (resize, crop, normalise) written in torch."""
-    settings: Any = scorer.processor.image_processor
-    size = settings.size if isinstance(settings.size, dict) else dict(settings.size)
-    crop = dict(settings.crop_size) if getattr(settings, "do_center_crop", False) else None
-    moments = [torch.tensor(x)[:, None, None] for x in (settings.image_mean, settings.image_std)]
-
-    def preprocessed(images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if "shortest_edge" in size:
-            scale = size["shortest_edge"] / min(height, width)
-            to = (round(height * scale), round(width * scale))
-        else:
-            to = (size["height"], size["width"])
-        x = images if to == (height, width) else F.interpolate(images, to, mode="bicubic", antialias=True)
-        if crop is not None:
-            top, left = (x.shape[-2] - crop["height"]) // 2, (x.shape[-1] - crop["width"]) // 2
-            x = x[..., top : top + crop["height"], left : left + crop["width"]]
-        mean, std = (m.to(x) for m in moments)
-        return ((x / 2 + 0.5).clamp(0, 1) - mean) / std
+    """A scorer of pictures read as tensors: its processor's rule (resize, crop, normalise) in torch."""
 
     def reward(images: Tensor, prompts: list[str]) -> Tensor:
         if scorer.device != images.device:
             scorer.device = images.device
             scorer.model.to(images.device)
-        return scorer.values(preprocessed(images.float()), prompts)
+        return scorer.values(as_clip_reads(images, scorer.processor.image_processor), prompts)
 
     return reward
 
