@@ -11,31 +11,25 @@ from .responses import Responses
 from .words import bradley_terry
 
 
-def clipped_log_ratio(r: Responses, clip: float | None) -> Tensor:
-    """[P, T] log clamp(exp(lp - lp_ref), 1 - clip, 1 + clip) of densities averaged over the elements of a step.
+def step_dpo(w: Responses, l: Responses, beta: float, clip: float | None, tied: Tensor | None = None) -> Loss:
+    """Mean over pairs and their steps of -log sigmoid(beta (log rho_w - log rho_l)), with
+    rho = clamp(exp(lp - lp_ref), 1 - clip, 1 + clip) of densities averaged over the elements of a step.
 
     Clamped as a logarithm, which is the same number and gradient (zero outside) and does not overflow.
-    """
-    x = r.log_ratio.each_mean()
-    return x if clip is None else x.clamp(math.log1p(-clip), math.log1p(clip))
-
-
-def step_dpo(w: Responses, l: Responses, beta: float, clip: float | None, tied: Tensor | None = None) -> Loss:
-    """Mean over pairs and their steps of -log sigmoid(beta (log rho_w - log rho_l)), rho as `clipped_log_ratio`.
-
     tied [P] bool: such pairs stay in the mean with log 2 and teach nothing.
     """
-    rho_w, rho_l = clipped_log_ratio(w, clip), clipped_log_ratio(l, clip)
+    ratios = [x.log_ratio.each_mean() for x in (w, l)]  # [P, T] each
+    bounds = (-math.inf, math.inf) if clip is None else (math.log1p(-clip), math.log1p(clip))
+    rho_w, rho_l = clamped = [x.clamp(*bounds) for x in ratios]
     both = (w.score("policy").count > 0) & (l.score("policy").count > 0)  # [P, T] steps that the two sides share
     gap = (rho_w - rho_l) * both
     if tied is not None:
         gap = gap * ~tied[:, None]
     logit = beta * gap
     number = both.sum().to(logit.dtype)
-    free = [x.log_ratio.each_mean().detach() for x in (w, l)]
-    clipped = sum(((x - rho.detach()).abs() > 0).to(logit.dtype) for x, rho in zip(free, (rho_w, rho_l), strict=True))
+    cut = sum((x != rho).to(logit.dtype) for x, rho in zip(ratios, clamped, strict=True))
     return Loss(
         preference=Term(bradley_terry(logit) * both, number, "steps"),
         rewards=((beta * rho_w * both).sum(-1), (beta * rho_l * both).sum(-1)),
-        metrics={"clipped": Term(clipped * both / 2, number, "steps")},
+        metrics={"clipped": Term(cut * both / 2, number, "steps")},
     )
