@@ -196,3 +196,6 @@ def test_sheets_are_averaged_and_mark_the_same_objectives(tmp_path):
     (tmp_path / "marks-3.csv").write_text("picture,x\nb.png,5\na.png,3\n")
     with pytest.raises(PrefoptError, match="marks x, "):
         read_marks(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "marks-3.csv").write_text("picture,prompt,x,y\na.png,one, two,1,2\nb.png,three,3,4\n")
+    with pytest.raises(PrefoptError, match="line 2: more fields than columns"):
+        read_marks(tmp_path, ["a.png", "b.png"])

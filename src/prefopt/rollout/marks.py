@@ -49,16 +49,20 @@ def read_marks(folder: Path, pictures: Sequence[str]) -> Tensor | None:
 def _sheet(path: Path, pictures: Sequence[str]) -> tuple[list[str], Tensor]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            read = csv.DictReader(file)
+            columns, rows = read.fieldnames or [], list(read)
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise PrefoptError(f"{path} cannot be read: {e}") from e
-    names = [n for n in (rows[0] if rows else {}) if n not in ("picture", "prompt")]
-    if not names or "picture" not in rows[0]:
+    names = [n for n in columns if n not in ("picture", "prompt")]
+    if not names or "picture" not in columns:
         raise PrefoptError(f"{path}: needs the columns picture and mark (or one for each objective), as in {SHEET}")
     found: dict[str, list[float]] = {}
+    known = set(pictures)
     for number, row in enumerate(rows, 2):
         picture = row["picture"]
-        if picture not in set(pictures) or picture in found:
+        if None in row:
+            raise PrefoptError(f"{path} line {number}: more fields than columns; quote a prompt that has a comma")
+        if picture not in known or picture in found:
             why = "stands there twice" if picture in found else f"is no picture of {SHEET}"
             raise PrefoptError(f"{path} line {number}: {picture!r} {why}")
         found[picture] = [_number(row[n], f"{path} line {number}, {n}") for n in names]
