@@ -65,9 +65,8 @@ class PreferenceModel(nn.Module):
 
         time [R] is what a step-aware model needs.
         """
-        said = self.clip.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).pooler_output
-        text = normalize(self.clip.text_projection(said), dim=-1)
-        seen = normalize(self.clip.visual_projection(self._pooled(pixels.to(said.dtype), time)), dim=-1)
+        text = text_embedding(self.clip, words)
+        seen = normalize(self.clip.visual_projection(self._pooled(pixels.to(text.dtype), time)), dim=-1)
         return self.clip.logit_scale.exp() * (seen * (text if group is None else text[group])).sum(-1)
 
     def _pooled(self, pixels: Tensor, time: Tensor | None) -> Tensor:
@@ -117,6 +116,12 @@ def is_clip(folder: str | Path) -> bool:
     except (OSError, ValueError):
         return False
     return content.get("model_type") == "clip" and "vision_config" in content
+
+
+def text_embedding(clip: Any, words: Mapping[str, Tensor]) -> Tensor:
+    """[n, D] normalised embeddings of tokens ("input_ids", "attention_mask" [n, L])."""
+    pooled = clip.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).pooler_output
+    return normalize(clip.text_projection(pooled), dim=-1)
 
 
 def as_clip_reads(pixels: Tensor, image_processor: Any) -> Tensor:

@@ -18,6 +18,7 @@ from ..data.images import load_image
 from ..data.latents import fingerprint
 from ..errors import PrefoptError, first_line
 from ..models.damage import refuse_damaged
+from ..models.preference import text_embedding
 
 SCORERS: dict[str, type[ImageScorer]] = {}
 BATCH = 32
@@ -132,17 +133,15 @@ def load_scorer(spec: str) -> ImageScorer:
 
     Raises PrefoptError for an unknown kind or option, and for a folder that does not hold such a model.
     """
-    from . import heads, step_aware
-
-    assert heads, step_aware  # imported for their registrations
+    kinds = scorer_kinds()
     kind, _, rest = spec.partition(":")
-    if kind not in SCORERS:
-        close = difflib.get_close_matches(kind, SCORERS, 1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(SCORERS))}"
+    if kind not in kinds:
+        close = difflib.get_close_matches(kind, kinds, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(sorted(kinds))}"
         raise PrefoptError(f"scorer {spec!r}: no kind '{kind}'; {hint}")
     place, *items = rest.split(",")
     options = dict(item.partition("=")[::2] for item in items)
-    made = SCORERS[kind]
+    made = kinds[kind]
     for key, value in options.items():
         if key not in made.options or not value:
             raise PrefoptError(
@@ -155,11 +154,14 @@ def load_scorer(spec: str) -> ImageScorer:
 
 def names_scorer(spec: str) -> bool:
     """Whether a specification is one of these, and not a function's or a folder's."""
-    from . import heads, step_aware
+    return spec.partition(":")[0] in scorer_kinds() and (":" in spec or not Path(spec).expanduser().exists())
 
-    assert heads, step_aware
-    kind = spec.partition(":")[0]
-    return kind in SCORERS and (":" in spec or not Path(spec).expanduser().exists())
+
+def scorer_kinds() -> Mapping[str, type[ImageScorer]]:
+    """Every kind of scorer, by name; those of other files register when they are imported."""
+    from . import heads, step_aware  # noqa: F401
+
+    return SCORERS
 
 
 # ------------------------------------------------------------------------------------------------ CLIP by parts
@@ -233,12 +235,6 @@ def clip_words(tokenizer: Any, model: Any, prompts: Sequence[str]) -> Any:
     """Token ids and mask of prompts, cut to what the text tower reads (77)."""
     longest = model.config.text_config.max_position_embeddings
     return tokenizer(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-
-
-def text_embedding(model: Any, words: Mapping[str, Tensor]) -> Tensor:
-    """[n, D] normalised."""
-    pooled = model.text_model(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).pooler_output
-    return nn.functional.normalize(model.text_projection(pooled), dim=-1)
 
 
 def image_embedding(model: Any, pixels: Tensor) -> Tensor:
