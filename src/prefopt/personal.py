@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .data.config import DataConfig
-from .data.users import UserTable, mixed
+from .data.users import RECORD, UserTable, mixed
 from .errors import PrefoptError
 from .models.user_branch import load_user_branch
 
@@ -92,13 +92,10 @@ def load_users(pipeline: Any, folder: str | Path, *, lam: float | None = None) -
 
     Raises PrefoptError for a folder without a branch, and for a pipeline of another architecture.
     """
-    from .data.users import RECORD
-
     place = Path(folder).expanduser()
     if not hasattr(pipeline, "unet"):
         raise PrefoptError(f"a {type(pipeline).__name__} has no UNet that a user branch could be put into")
-    load_user_branch(pipeline.unet, place, lam)
-    width = next(p for n, p in pipeline.unet.named_parameters() if "to_k_ip" in n).shape[1]
+    width = load_user_branch(pipeline.unet, place, lam)
     return Users(pipeline, UserTable.load(place) if (place / RECORD).is_file() else None, width)
 
 

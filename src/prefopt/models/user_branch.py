@@ -102,8 +102,9 @@ def save_user_branch(unet: nn.Module, folder: Path, lam: float) -> None:
     save_file(weights, folder / FILE, metadata={"lam": repr(lam), "paper": "2501.06655"})
 
 
-def load_user_branch(unet: Any, folder: Path, lam: float | None = None) -> None:
-    """Puts the branch of a folder into a UNet; lam: other than it was trained with.
+def load_user_branch(unet: Any, folder: Path, lam: float | None = None) -> int:
+    """Puts the branch of a folder into a UNet, and says how many numbers its tokens have; lam: other than it was trained
+    with.
 
     Raises PrefoptError if the folder holds none, or one of another architecture.
     """
@@ -126,3 +127,4 @@ def load_user_branch(unet: Any, folder: Path, lam: float | None = None) -> None:
         for name, place in places.items():
             place.copy_(weights[name])
     unet.requires_grad_(False)
+    return width
