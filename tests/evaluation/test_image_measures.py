@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from prefopt.config import make
+from prefopt.data.prepare import set_aside
 from prefopt.errors import PrefoptError
+from prefopt.evaluation.heldout import pictures_held_out
 from prefopt.evaluation.image_run import evaluate_image_run
 from prefopt.evaluation.images import feature_distance
 from prefopt.evaluation.run import evaluate_run, run_config
@@ -73,6 +75,25 @@ def test_without_a_reward_spread_and_pairs_are_told(run: Path, tmp_path: Path) -
     assert found["settings"]["prompts"] == 2
     assert "preference" not in found
     assert any("No held-out pairs" in note for note in found["notes"])
+
+
+def test_what_eval_fraction_holds_out_is_evaluated(image_pairs: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in image_pairs.read_text().splitlines()]
+    sides = [{k: str(image_pairs.parent / row[k]) for k in ("chosen", "rejected")} for row in rows]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"circle {n}"} | s) + "\n" for n, s in enumerate(sides)))
+    data = make({"method": "dpo", "model": "-", "data": str(file), "output": "-"}).data
+    whole, remarks = pictures_held_out(data, None, {"pairs"}, None)
+    assert "flatter" in remarks[0]
+    shared = data.model_copy(update={"eval_fraction": 0.4, "top": 2})  # experts are chosen for training alone
+    aside, remarks = pictures_held_out(shared, None, {"pairs"}, None)
+    rest = [e.prompt for e in whole.train if not set_aside(shared, e)]
+    assert [e.prompt for e in aside.train] == [e.prompt for e in whole.train if set_aside(shared, e)]
+    assert rest and aside.train and not remarks
+    assert all(e.pairs for e in aside.train)
+    few, remarks = pictures_held_out(shared, str(image_pairs), {"pairs"}, 3)
+    assert [e.prompt for e in few.train] == 3 * ["a red circle in the upper left"]
+    assert not remarks
 
 
 def test_feature_distance_by_hand() -> None:

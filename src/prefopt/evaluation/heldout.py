@@ -9,7 +9,8 @@ from typing import Any
 from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoded, Encoder
 from prefopt.data.example import Example
-from prefopt.data.prepare import prompt_key
+from prefopt.data.prepare import prompt_key, set_aside
+from prefopt.data.prepare_images import Pictures, read_pictures
 from prefopt.data.rule import Ledger
 from prefopt.data.source import read_examples
 from prefopt.errors import PrefoptError
@@ -55,6 +56,24 @@ def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> He
     return HeldOut(list(prompts.values()), pairs, ledger.record(), notes)
 
 
+def pictures_held_out(
+    data: DataConfig, other: str | None, needs: set[str], limit: int | None
+) -> tuple[Pictures, list[str]]:
+    """What a run of pictures is evaluated on (in `train`), and a remark if it was trained on: at most `limit` examples of
+    `other`, else of the held-out part of the run's data, else of the data itself.
+
+    Ties are dropped, whatever the run made of them, however many. Raises PrefoptError by the rule for rows.
+    """
+    share = 0.0 if other or data.eval_paths else data.eval_fraction
+    update = {"path": [other] if other else _paths(data), "eval_path": None, "eval_fraction": share}
+    update |= {"use": [], "top": None, "max_dropped": 1.0} | ({} if share else {"limit": limit})
+    read = read_pictures(data.model_copy(update=update), needs)
+    trained = not (other or data.eval_paths or share)
+    notes = ["The pairs that were ordered are those of the training: these numbers flatter."] if trained else []
+    own = slice(len(read.train), None) if share else slice(0, None)
+    return Pictures([*read.train, *read.eval][own][:limit], [], read.record, read.users[own][:limit]), notes
+
+
 def _holds_pairs(data: DataConfig) -> bool:
     """Whether the first row can be read as a pair or a list (prompts alone, demonstrations and labels cannot)."""
     ledger = Ledger()
@@ -65,8 +84,7 @@ def _holds_pairs(data: DataConfig) -> bool:
 
 def _inside(data: DataConfig, ledger: Ledger, need: str) -> Iterator[Example]:
     for example in read_examples(data, _paths(data), ledger, needs={need}):
-        share = prompt_key(example, str(data.seed)) / 2**64
-        if data.eval_paths or not data.eval_fraction or share < data.eval_fraction:
+        if data.eval_paths or not data.eval_fraction or set_aside(data, example):
             yield example
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 
 from prefopt.config import RunConfig
-from prefopt.data.config import DataConfig
-from prefopt.errors import PrefoptError
+from prefopt.errors import PrefoptError, first_line
+from prefopt.evaluation.heldout import pictures_held_out
 from prefopt.evaluation.images import compare_images, diversity, feature_distance, implicit_accuracy
 from prefopt.models.user_branch import FILE, load_user_branch
 from prefopt.rewards.images import ClipType, PickScore
@@ -89,17 +90,12 @@ def ordered(
     """{"preference": {"implicit_accuracy": ...}}: share of held-out pairs that the implicit reward of the tuned model
     orders as labelled, averaged over `draws` noise levels; nothing where the data holds no pairs, which a note says. A
     model that knows users is asked about each pair for the user who chose it."""
-    from prefopt.data.latents import empty_condition
-    from prefopt.data.prepare_images import prepare_images
+    from prefopt.data.latents import empty_condition, encode_examples
     from prefopt.data.users import RECORD, USER
     from prefopt.models.diffusion import load_image_model
     from prefopt.scoring.denoising import DenoisingScorer
 
-    paths = [data] if data else config.data.eval_paths or config.data.paths
-    resolution = config.denoising.resolution
-    read = config.data.model_copy(
-        update={"path": paths, "eval_path": None, "eval_fraction": 0.0, "use": [], "max_dropped": 1.0, "limit": limit}
-    )
+    resolution, read = config.denoising.resolution, config.data
     personal = (folder / FILE).is_file()
     if personal and (folder / RECORD).is_file():
         read = read.model_copy(update={"users": str(folder)})
@@ -108,14 +104,12 @@ def ordered(
     reference = load_image_model(start, resolution=resolution)
     reference.pipeline.to(device)
     try:
-        pairs = prepare_images(
-            DataConfig(**read.model_dump()), reference, needs=needs, mixed_sizes=True, progress=False
-        )
+        pairs, remarks = pictures_held_out(read, data, needs, limit)
     except PrefoptError as e:
-        notes.append(f"No held-out pairs were ordered: {str(e).splitlines()[0]}")
+        notes.append(f"No held-out pairs were ordered: {first_line(e)}")
         return {}
-    if not data and not config.data.eval_paths:
-        notes.append("The pairs that were ordered are those of the training: these numbers flatter.")
+    notes += remarks
+    encoded = replace(encode_examples(pairs.train, reference, progress=False), users=pairs.users)
     scorer = DenoisingScorer(
         reference.kind,
         reference.schedule,
@@ -125,7 +119,7 @@ def ordered(
         notes=pairs.record["notes"],
         further={"user": 0.0} if personal else {},
     )
-    found = implicit_accuracy(_tuned(folder, start, resolution).to(device), scorer, pairs.train, draws=draws)
+    found = implicit_accuracy(_tuned(folder, start, resolution).to(device), scorer, encoded, draws=draws)
     return {"preference": {"implicit_accuracy": found.to_json()}}
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from prefopt.config import RunConfig
-from prefopt.data.images import load_image
+from prefopt.data.images import image_of
 from prefopt.data.latents import empty_condition, encode_examples
-from prefopt.data.prepare_images import read_pictures
 from prefopt.errors import PrefoptError
+from prefopt.evaluation.heldout import pictures_held_out
 from prefopt.evaluation.preference import accuracy, calibration_error, margin
 from prefopt.files import write_atomically
 from prefopt.models.diffusion import load_image_model
@@ -34,14 +34,12 @@ def evaluate_preference_run(
     in each fifth of the times. Writes evaluation.json. PrefoptError if the folder holds no trained model."""
     if not (folder / "config.json").is_file():
         raise PrefoptError(f"{folder} holds no trained model yet: let the run finish")
-    paths = [data] if data else config.data.eval_paths or config.data.paths
-    read = config.data.model_copy(update={"path": paths, "eval_path": None, "eval_fraction": 0.0, "limit": limit})
-    examples = read_pictures(read, {"pairs"}).train
+    found, notes = pictures_held_out(config.data, data, {"pairs"}, limit)
     aware = (folder / MODULATION).is_file()
     scorer = load_scorer(f"{'step-aware' if aware else 'pickscore'}:{folder}")
     sides: tuple[list[float], list[float]] = ([], [])
-    for e in examples:
-        images = [load_image(r, base=Path(e.file).parent, file=e.file, row=e.row) for r in e.responses]
+    for e in found.train:
+        images = [image_of(r, e) for r in e.responses]
         scores = scorer.score(images, [str(e.prompt)] * len(images))
         for pair in e.pairs:
             for side, row in zip(sides, pair, strict=True):
@@ -49,12 +47,12 @@ def evaluate_preference_run(
     measures = {"accuracy": accuracy, "margin": margin, "calibration_error": calibration_error}
     numbers: dict[str, Any] = {
         "settings": {"model": str(folder), "pairs": len(sides[0])},
-        "notes": [] if data or config.data.eval_paths else ["These pairs were trained on: the numbers flatter."],
+        "notes": notes,
         "preference": {name: measure(*sides).to_json() for name, measure in measures.items()},
     }
     if aware:
         assert isinstance(scorer, StepAware)
-        numbers["accuracy_by_time"] = by_time(scorer, config, examples)
+        numbers["accuracy_by_time"] = by_time(scorer, config, found.train)
     write_atomically(folder / "evaluation.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
     return numbers
 
