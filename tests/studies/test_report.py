@@ -70,7 +70,7 @@ def test_the_page_is_whole_and_needs_nothing(table: Table, tmp_path: Path, monke
 def test_what_is_said(table: Table) -> None:
     methods = table.summary()["methods"]
     assert headline(table, methods).startswith("method-9 at its best setting brings the reward from 0.500 to 0.795")
-    said = {f.title: f.text for f in findings(table)}
+    said = {f.title: f.text for f in findings(table, methods)}
     assert "method-0 beta 0.9 diverged" in said and said["Note"] == "Grids of unequal size."
     assert said["Not finished"].startswith("1 of 62 runs")
     lines = ranking(methods, 0.5)

@@ -60,7 +60,7 @@ def context(table: Table) -> dict[str, Any]:
         "headline": headline(table, methods),
         "facts": facts(table),
         "tiles": tiles(table, methods),
-        "findings": findings(table),
+        "findings": findings(table, methods),
         "figures": study_figures(table, found),
         "ranking": ranking(methods, table.starts.get(table.main[0], {}).get(table.score)),
         "reward": table.score == "reward",
@@ -150,8 +150,8 @@ def tiles(table: Table, methods: Mapping[str, Any]) -> list[Tile]:
     return found
 
 
-def findings(table: Table) -> list[Finding]:
-    """What a reader should know before believing the figures."""
+def findings(table: Table, methods: Mapping[str, Any]) -> list[Finding]:
+    """What a reader should know before believing the figures; methods: as `Table.summary` tells of them."""
     found = []
     missing = table.planned - len(table.rows)
     if missing:
@@ -170,8 +170,7 @@ def findings(table: Table) -> list[Finding]:
             Finding("More failures", f"{len(lost) - SHOWN_FAILURES} further runs did not finish; the table names them.")
         )
     start = table.starts.get(table.main[0], {}).get(table.score)
-    if table.rows and start is not None:
-        methods = table.summary()["methods"]
+    if start is not None:
         below = [m for m, line in methods.items() if line["best_point"]["score"] < start]
         if below:
             text = f"{', '.join(below)}: even the best setting tried here scores below the start model."

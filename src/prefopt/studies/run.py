@@ -56,7 +56,7 @@ def run_study(study: StudyConfig, *, dry_run: bool = False, retry: bool = False,
     if only_report:  # also while the study runs: what is written is written whole
         if not (place.root / "study.yaml").exists():
             raise PrefoptError(f"output {place.root} holds no study yet, there is nothing to report")
-        return _written(study, place, runs, [])
+        return _reported(place, runs, [], _written(study, place, runs, []))
     warnings = check(study, runs)
     if dry_run:
         return _outcome(place, runs, warnings)
@@ -67,17 +67,18 @@ def run_study(study: StudyConfig, *, dry_run: bool = False, retry: bool = False,
             _starts(study, place, runs)
             _runs(study, place, runs, retry)
         finally:
-            write_table(_table(study, place, runs, warnings), place.root)
-        return _written(study, place, runs, warnings)
+            table = _written(study, place, runs, warnings)
+        return _reported(place, runs, warnings, table)
 
 
-def _table(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> Table:
-    return Table.of(study, runs, [place.result(run) for run in runs], place, warnings)
-
-
-def _written(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> Outcome:
-    table = _table(study, place, runs, warnings)
+def _written(study: StudyConfig, place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str]) -> Table:
+    """The table of what has ended so far, also in its files."""
+    table = Table.of(study, runs, [place.result(run) for run in runs], place, warnings)
     write_table(table, place.root)
+    return table
+
+
+def _reported(place: Place, runs: Sequence[PlannedRun], warnings: Sequence[str], table: Table) -> Outcome:
     return _outcome(place, runs, warnings, write_study_report(table, place.root / "report.html"))
 
 
