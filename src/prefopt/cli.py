@@ -12,7 +12,19 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .cli_common import Json, Overrides, PromptOnly, User, UserPairs, data_config, err, leave_processes, out
+from .cli_common import (
+    DataKeys,
+    Json,
+    Overrides,
+    PromptOnly,
+    Seed,
+    User,
+    UserPairs,
+    data_config,
+    err,
+    leave_processes,
+    out,
+)
 from .cli_data import data_app
 from .cli_images import merge
 from .errors import PrefoptError
@@ -24,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
-app.command()(merge)
 
 
 @app.callback()
@@ -151,7 +162,7 @@ def _print_method(m: dict[str, Any]) -> None:
 
 @app.command(name="papers")
 def papers_(as_json: Json = False) -> None:
-    """The 47 papers, each with its method or recipe and its reproduction's verdict."""
+    """The papers that prefopt follows, each with its method or recipe and its reproduction's verdict."""
     from dataclasses import asdict
 
     from .papers import papers
@@ -175,19 +186,21 @@ def generate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")
     ],
-    overrides: Overrides = None,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="text")] = 256,
+    overrides: DataKeys = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples for each prompt")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="text; the longest answer")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="text; 0 is greedy")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="text")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="text")] = 0,
+    top_p: Annotated[float, typer.Option(help="text; the most likely tokens up to this probability")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="text; so many of the most likely tokens, 0 is all")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="images: sampler steps")] = 50,
     guidance: Annotated[float, typer.Option(min=0, help="images: classifier-free guidance, 1 is none")] = 7.5,
-    seed: int = 0,
+    seed: Seed = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="score the samples: the file is then a ranked-list data set (images: given again, votes)"),
+        typer.Option(
+            help="score the samples: the file is then a ranked-list data set (images: given several times, they vote)"
+        ),
     ] = None,
     grid: Annotated[int, typer.Option(min=0, help="images: grid.png of the pictures of the first prompts")] = 8,
     negative: Annotated[
@@ -196,11 +209,11 @@ def generate(
     user: User = None,
     user_pairs: UserPairs = None,
     prompt_only: PromptOnly = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first prompts")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only so many prompts, the first ones")] = None,
 ) -> None:
     """Sample from a model into a file that prefopt's own training reads.
 
-    KEY=VALUE are keys of the data section (columns, system, thinking, ...); a run folder brings its own template keys.
+    KEY=VALUE are of the data section (columns, system, thinking, ...); a run folder brings its own template keys.
     """
     from .models.text import model_kind
     from .rollout.verb import generate_images, generate_text, template_keys
@@ -251,10 +264,10 @@ def eval_(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="prompts")] = 128,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples a prompt")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    limit: Annotated[int, typer.Option(min=1, help="how many different prompts")] = 128,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples for each prompt")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="text; the longest answer")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="text; 0 is greedy")] = 1.0,
     negative: Annotated[
         str | None,
         typer.Option(help="images: a model as the negative branch of guidance; the run itself: its start guided by it"),
@@ -292,7 +305,7 @@ def eval_(
 @app.command()
 def reproduce(
     slug: Annotated[str, typer.Argument(help="a paper's slug; `prefopt papers` lists them")],
-    seeds: Annotated[int, typer.Option("--seeds", min=1)] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="how many seeds are judged")] = 3,
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of verdict and plot")] = Path("reproductions"),
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="seeds that run side by side")] = 1,
 ) -> None:
@@ -328,7 +341,7 @@ def study(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="run folder")] = Path("demo"),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """The main job on the built-in world: build it, align its model, evaluate, report."""
     from .demo import run
@@ -352,6 +365,9 @@ def report(
 
         path = write_report(run, output)
     out.print(f"report: {path}", soft_wrap=True)
+
+
+app.command()(merge)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,12 @@ out = Console()
 err = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="section.key=value")]
+DataPath = Annotated[str, typer.Argument(help="file, folder or hub name")]
+DataKeys = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="keys of the data section, e.g. limit=100")
+]
+Rows = Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")]
+Seed = Annotated[int, typer.Option(help="of all that is drawn: the same seed, the same result")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 User = Annotated[str | None, typer.Option(help="ppd: for whom, NAME or NAME=SHARE,NAME=SHARE")]
 UserPairs = Annotated[str | None, typer.Option(help="ppd: for whoever chose these few pairs")]

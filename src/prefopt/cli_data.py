@@ -8,18 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_common import Json, Overrides, data_config, out
+from .cli_common import DataKeys, DataPath, Json, Rows, Seed, data_config, out
 from .errors import PrefoptError
 
-data_app = typer.Typer(help="Look at preference data before a model does.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Look at preference data before a model does, and make what a method needs.", no_args_is_help=True
+)
 build_app = typer.Typer(help="Make data that a method needs of data that is there.", no_args_is_help=True)
 data_app.add_typer(build_app, name="build")
 
 
 @data_app.command()
 def check(
-    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
-    overrides: Overrides = None,
+    path: DataPath,
+    overrides: DataKeys = None,
     method: Annotated[str | None, typer.Option("--method", help="also check what this method needs")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="its tokenizer finds overlong rows")] = None,
     as_json: Json = False,
@@ -39,9 +41,9 @@ def check(
 
 @data_app.command()
 def show(
-    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
+    path: DataPath,
     model: Annotated[str, typer.Option("--model", "-m", help="model folder, for its tokenizer and template")],
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
     method: Annotated[str | None, typer.Option("--method", help="show the rows as this method reads them")] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="rows to show")] = 3,
 ) -> None:
@@ -57,15 +59,15 @@ def show(
 
 @build_app.command()
 def scores(
-    path: Annotated[str, typer.Argument(help="file, folder or hub name")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    path: DataPath,
+    output: Rows,
     add: Annotated[
         list[str],
         typer.Option(help="NAME=WHAT, once for each number: reward_score=REWARD, margin_rewards=REWARD (or implicit:RUN), "
                      "reward_scores=REWARD, sources=MODEL, score=REWARD; a REWARD is a reward model's folder, module:function, "
                      "file.py:function, or of pictures KIND:FOLDER (pickscore, hpsv2, clip-score, imagereward, aesthetic)"),
     ],
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
 ) -> None:  # fmt: skip
     """Add numbers about every response: of reward models, functions, implicit rewards, models with other tokenizers."""
     from .annotation.build import build_scores
@@ -89,12 +91,12 @@ def users(
     encoder: Annotated[
         str, typer.Option(help="vision-language model's folder, module:function, file.py:function, or one-hot")
     ],
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
     shots: Annotated[int, typer.Option(min=1, help="pairs behind an embedding")] = 4,
     draws: Annotated[int, typer.Option(min=1, help="embeddings of each user, each of other pairs")] = 4,
     layer: Annotated[int | None, typer.Option(min=0, help="whose hidden states; default: the middle one")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="hidden states taken from the end; default: 8")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Embed users by a few of their own pairs (PPD): a table for data.users. Users with too few pairs are left out."""
     from .annotation.users import build_users
@@ -112,7 +114,7 @@ def users(
 @build_app.command()
 def lists(
     sources: Annotated[list[str], typer.Argument(help="outputs of prefopt generate, one for each model")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    output: Rows,
 ) -> None:
     """Join what several models answered to the same prompts: one list of responses for each prompt."""
     from .annotation.joined import build_lists
@@ -124,9 +126,9 @@ def lists(
 @build_app.command()
 def labels(
     path: Annotated[str, typer.Argument(help="file, folder or hub name with pairs")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    output: Rows,
     reward: Annotated[str, typer.Option(help="what labels: a scorer (KIND:FOLDER), a reward model, module:function")],
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
     gap: Annotated[
         float | None, typer.Option(help="pairs whose probabilities differ by no more are ties (default: equal scores)")
     ] = None,
@@ -142,11 +144,11 @@ def labels(
 @build_app.command()
 def captions(
     path: Annotated[str, typer.Argument(help="file, folder or hub name with pairs of pictures")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL; given again, an unfinished build goes on")],
+    output: Rows,
     way: Annotated[
         str, typer.Option(help="c: captions; p: the prompt and it perturbed; h: captions, the worse perturbed")
     ],
-    overrides: Overrides = None,
+    overrides: DataKeys = None,
     captioner: Annotated[
         str | None, typer.Option(help="image-to-text model folder, or module:function (images, prompts)")
     ] = None,
@@ -154,7 +156,7 @@ def captions(
         str | None, typer.Option(help="words (default), paraphraser folder, or module:function (texts, strength)")
     ] = None,
     strength: Annotated[str | None, typer.Option(help="weak, medium (default), strong, or 0, 20, .., 100")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Write a caption for each picture of a pair, as DCPO needs them."""
     from .annotation.captions import build_captions
