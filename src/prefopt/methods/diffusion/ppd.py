@@ -1,7 +1,8 @@
 from ...objectives.hyper import Fraction, Positive
-from ...objectives.loss import Loss, prefer
+from ...objectives.loss import Loss
 from ...objectives.method import method
 from ...objectives.responses import Responses
+from .diffusion_dpo import diffusion_dpo
 
 
 @method("ppd", paper="2501.06655", beta="mean squared error over elements, times half_factor", tags=("heterogeneity",))
@@ -19,6 +20,4 @@ def ppd(
     same network without a user. One network so holds the tastes of many, also of those who would cancel each other.
     With probability user_dropout a pair is learnt without its user. The default beta is that of Diffusion-DPO's code.
     """
-    w, l = r.conditioned("user", dropout=user_dropout, lam=lam).pairs()
-    h = beta * half_factor
-    return prefer(h * w.log_ratio.mean(), h * l.log_ratio.mean())
+    return diffusion_dpo.fn(r.conditioned("user", dropout=user_dropout, lam=lam), beta=beta, half_factor=half_factor)
