@@ -57,6 +57,11 @@ def predict(denoiser: nn.Module, kind: Kind, noisy: Tensor, time: Tensor, condit
     return out[0]
 
 
+def repeated(condition: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    """A condition without batch axis (the empty caption's) for each row of `like` [R, ...], on its device."""
+    return {n: x.to(like.device).expand(len(like), *x.shape) for n, x in condition.items()}
+
+
 def guided(
     denoiser: nn.Module,
     kind: Kind,

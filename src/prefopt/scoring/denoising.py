@@ -14,9 +14,9 @@ What the networks see is made of them by a way of noising (`noising/`), which ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -28,11 +28,10 @@ from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .bank import Bank
 from .base import Draw, Needs, Scored, Shapes, generator_of, moved
-from .conditioning import CONDITIONS, Kind, check_condition, predict
+from .conditioning import CONDITIONS, Kind, check_condition, predict, repeated
 from .entry import core
 from .modes import inference, placed, precision, require_frozen
-from .noising import Inputs, Network, Noised, Noising, noising_for
-from .noising.base import NOISINGS
+from .noising import Inputs, Network, Noised, Noising, noising_for, noisings
 from .schedules import Level, Schedule
 
 
@@ -151,9 +150,8 @@ class DenoisingScorer:
 
     def offers(self) -> set[str]:
         scores = {"scores:policy", "scores:reference", "extras:mismatched"}
-        ways = {f"noising:{name}" for name in NOISINGS} | {
-            f"extras:{way.apart}" for way in NOISINGS.values() if way.apart
-        }
+        known = noisings()
+        ways = {f"noising:{name}" for name in known} | {f"extras:{way.apart}" for way in known.values() if way.apart}
         ways |= {"notes:flow_signal"} if self.schedule.prediction == "flow" else set()
         ways |= {f"conditions:{name}" for name in (*self.further, *(["captions"] if self.own_captions else []))}
         return scores | ways | {"notes:group", *(f"notes:{name}" for name in self.notes)}
@@ -248,15 +246,15 @@ class DenoisingScorer:
         condition = {n: x[batch.caption] for n, x in batch.condition.items()}
 
         bare = core(model)  # asked without gradient, by each process as often as its own batch needs
-        inputs, ask = self._inputs(batch, precise), self._asked(bare, condition, precise)
-        seen = self.noising(inputs, self.schedule, ask)
-        sizes = {"responses": len(group)}
-        if f"extras:{batch.beside}" in needs:
-            rows = batch.imitated
-            more = self.noising.beside(inputs, rows, self.schedule, ask)
-            seen = Noised(*(torch.cat(both) for both in zip(seen, more, strict=True)))
-            condition = {n: torch.cat([x, x[rows]]) for n, x in condition.items()}
-            sizes[batch.beside] = len(rows)
+        inputs, sizes = self._inputs(batch, precise), {"responses": len(group)}
+        with self._asked(bare, condition, precise) as ask:
+            seen = self.noising(inputs, self.schedule, ask)
+            if f"extras:{batch.beside}" in needs:
+                rows = batch.imitated
+                more = self.noising.beside(inputs, rows, self.schedule, ask)
+                seen = Noised(*(torch.cat(both) for both in zip(seen, more, strict=True)))
+                condition = {n: torch.cat([x, x[rows]]) for n, x in condition.items()}
+                sizes[batch.beside] = len(rows)
 
         def errors(net: nn.Module, said: Mapping[str, Tensor]) -> Scores:
             answer = predict(net, self.kind, seen.noisy, seen.time, said).to(precise)
@@ -275,20 +273,22 @@ class DenoisingScorer:
         )
         return {part: {name: x[rows] for name, x in scores.items()} for part, rows in parts.items()}
 
-    def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Network:
-        """The network that a way of noising may ask: the policy, or its teacher."""
-        net = model if self.teacher is None else placed(self.teacher, next(model.parameters()).device)
+    @contextmanager
+    def _asked(self, model: nn.Module, condition: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[Network]:
+        """The network that a way of noising may ask, the policy or its teacher; in evaluation mode until it is done."""
+        device = condition["text"].device
+        net = model if self.teacher is None else placed(self.teacher, device)
+        nothing = cache(lambda: {n: x.to(device) for n, x in self.empty.items()})  # goes to the device once a step
 
         @torch.no_grad()
         def ask(noisy: Tensor, time: Tensor, *, rows: Tensor | None = None, empty: bool = False) -> Tensor:
             said = condition if rows is None else {n: x[rows] for n, x in condition.items()}
             if empty:
-                nothing = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
-                said = {**said, **nothing}
-            with inference(net):
-                return predict(net, self.kind, noisy, time, said).to(dtype)
+                said = {**said, **repeated(nothing(), noisy)}
+            return predict(net, self.kind, noisy, time, said).to(dtype)
 
-        return ask
+        with nullcontext() if self.noising.fixed else inference(net):
+            yield ask
 
     def _inputs(self, batch: ImageBatch, dtype: torch.dtype) -> Inputs:
         group = batch.notes["group"]

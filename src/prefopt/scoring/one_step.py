@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..errors import PrefoptError
 from ..objectives.scores import Scores
 from .base import Draw, Needs, Scored, Shapes, generator_of, moved
-from .conditioning import CONDITIONS, Kind, check_condition, predict
+from .conditioning import CONDITIONS, Kind, check_condition, predict, repeated
 from .denoising import adapters_off
 from .modes import placed, precision
 from .schedules import Level, Prediction, Schedule, noised, split, wide
@@ -228,7 +228,7 @@ class OneStepScorer:
         net = placed(assistant if own is None else own, noisy.device)
         condition = batch.condition
         if name == "empty_score":
-            condition = {n: x.to(noisy.device).expand(len(noisy), *x.shape) for n, x in self.empty.items()}
+            condition = repeated(self.empty, noisy)
         with adapters_off(net) if own is None else nullcontext():
             answer = predict(net, self.kind, noisy, batch.time, condition).to(noisy.dtype)
         return -split(self.schedule.prediction, answer, noisy, signal, sigma)[1] / wide(sigma)

@@ -126,20 +126,21 @@ def noising_for(needs: Mapping[str, Mapping[str, Any]]) -> Noising:
 
     Raises PrefoptError for two ways at once, or one that is not known.
     """
-    _load()
+    known = noisings()
     asked = {key.removeprefix("noising:"): spec for key, spec in needs.items() if key.startswith("noising:")}
     asked.pop(PREDICTED, None)  # what a denoiser never sees
     if len(asked) > 1:
         raise PrefoptError(f"images can be noised in one way only; the method asks for {' and '.join(sorted(asked))}")
     for name, spec in asked.items():
-        if name not in NOISINGS:
-            raise PrefoptError(f"there is no way of noising '{name}'; there are {', '.join(sorted(NOISINGS))}")
-        return NOISINGS[name](**spec.get("how", {}))
-    return NOISINGS["forward"]()
+        if name not in known:
+            raise PrefoptError(f"there is no way of noising '{name}'; there are {', '.join(sorted(known))}")
+        return known[name](**spec.get("how", {}))
+    return known["forward"]()
 
 
-def _load() -> None:
-    """Every file of the folder registers its own."""
+def noisings() -> Mapping[str, type[Noising]]:
+    """Every way of noising by its name; each file of the folder registers its own."""
     package = importlib.import_module(__package__ or "")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
+    return NOISINGS
