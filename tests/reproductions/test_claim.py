@@ -113,7 +113,20 @@ def pictures(dpo=0.8, sft=0.7, win=0.75, shuffled=0.5, accuracy=0.75):
         "sft-strong": {"reward": sft - 0.1, "win_rate": 0.4, "implicit_accuracy": 0.5},
         "dpo": {"reward": dpo, "win_rate": win, "implicit_accuracy": accuracy},
         "shuffled": {"reward": 0.69, "win_rate": shuffled, "implicit_accuracy": 0.5},
+        "blobs": blobs(),
     }
+
+
+BLOBS = {"base": 0.58, "sft-weak": 0.67, "sft-strong": 0.65, "dpo": 0.77, "small-beta": 1.05, "unshared": 0.67,
+         "ai": 1.05, "noisy": 0.62, "shuffled": 0.59, "reversed": 0.57}  # fmt: skip
+
+
+def blobs(run=None, **changed):
+    """The made-up part in blobs, with other numbers of one run."""
+    rest = {"win_rate_any_noise": 0.5, "implicit_accuracy": 0.9, "remainder": 0.0}
+    wins = {"shuffled": 0.9, "reversed": 0.1}
+    made = {k: rest | {"reward": x, "brightness": x, "win_rate": wins.get(k, 0.9)} for k, x in BLOBS.items()}
+    return made if run is None else made | {run: made[run] | changed}
 
 
 @pytest.mark.parametrize(
@@ -127,6 +140,16 @@ def pictures(dpo=0.8, sft=0.7, win=0.75, shuffled=0.5, accuracy=0.75):
         ([pictures(shuffled=0.4), pictures(shuffled=0.4)], []),
         ([pictures(accuracy=0.68), pictures(accuracy=0.73)], []),
         ([pictures(accuracy=0.68), pictures(accuracy=0.69)], [3]),
+        ([pictures(), pictures() | {"blobs": blobs("sft-weak", reward=0.78)}], [4]),
+        ([pictures() | {"blobs": blobs("sft-strong", reward=0.57)}], [5]),
+        ([pictures() | {"blobs": blobs("dpo", win_rate=0.64)}], [6]),
+        ([pictures() | {"blobs": blobs("reversed", win_rate=0.3)}], [7]),
+        ([pictures() | {"blobs": blobs("reversed", win_rate_any_noise=0.43)}], [8]),
+        ([pictures() | {"blobs": blobs("dpo", implicit_accuracy=0.69)}], [9]),
+        ([pictures() | {"blobs": blobs("ai", reward=0.76)}], [10]),
+        ([pictures() | {"blobs": blobs("noisy", reward=0.78)}], [11]),
+        ([pictures() | {"blobs": blobs("unshared", reward=0.77)}], [12]),
+        ([pictures() | {"blobs": blobs("small-beta", brightness=0.77)}], [13]),
     ],
 )
 def test_the_criterion_of_diffusion_dpo(seeds, unmet):

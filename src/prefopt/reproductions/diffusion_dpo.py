@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import diffusion_dpo_blobs
+from .bars import bars_in
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .measure_images import (
@@ -22,7 +24,7 @@ from .measure_images import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
 
 DPO = {"name": "diffusion-dpo", "beta": 500}
 RUNS: dict[str, tuple[dict[str, Any], float]] = {  # method and learning rate
@@ -52,6 +54,11 @@ COLOURS = {"base": "#8a8a8a", "sft-weak": "#dd9a86", "sft-strong": "#c8553d", "d
 
 
 def run(bench: Bench) -> Measurements:
+    """Both worlds: of shapes, with captions that no pair has, and of blobs, with what needs many runs."""
+    return {**in_shapes(bench), "blobs": diffusion_dpo_blobs.run(bench)}
+
+
+def in_shapes(bench: Bench) -> dict[str, Any]:
     """Build the seed's world, tune its model in three ways, and look at equal captions and noise."""
     from ..worlds import shapes
     from ..worlds.shapes.building import SAMPLING
@@ -110,12 +117,21 @@ def _show(folder: Path, captions: Sequence[str]) -> None:
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """True reward, win rate over the start, and implicit accuracy: bars are means, dots are seeds."""
+    """A row of panels for each world: bars are means, dots are seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    shapes, blobs = figure.subfigures(2, 1)
+    _plot_shapes(shapes, seeds)
+    of_blobs = diffusion_dpo_blobs
+    bars_in(blobs, [seed["blobs"] for seed in seeds], of_blobs.NAMES, of_blobs.PANELS, of_blobs.COLOURS)
+    return figure
+
+
+def _plot_shapes(figure: FigureBase, seeds: Sequence[Measurements]) -> None:
+    """True reward, win rate over the start, and implicit accuracy."""
     panels = (
-        ("reward", "true reward", ("base", *RUNS), None),
+        ("reward", "shapes: true reward", ("base", *RUNS), None),
         ("win_rate", "win rate over the start", tuple(RUNS), 0.5),
         ("implicit_accuracy", "held-out implicit accuracy", tuple(RUNS), 0.5),
     )
@@ -130,7 +146,6 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         axes.set_ylim(0, 1)
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def above_rest(m: Measurements) -> float:
@@ -149,7 +164,14 @@ REPRODUCTION = Reproduction(
         "Diffusion-DPO, SFT on the winners with two learning rates, and Diffusion-DPO on labels drawn by a coin start "
         "from the same model and take the same number of steps on the same pairs. The models draw 32 pictures of each "
         "of 16 held-out captions from equal noise; implicit accuracy is that on 128 held-out pairs of these captions, "
-        "over 10 noise levels."
+        "over 10 noise levels. "
+        f"World `blobs`, one for each seed: 2,048 pairs of drawn 8x8 pictures of one bright blob, labelled by a judge of "
+        f"the true reward at temperature {diffusion_dpo_blobs.CLEAR:g}. From one start, {diffusion_dpo_blobs.STEPS} steps of "
+        f"32 pairs: Diffusion-DPO in the gentle setting (beta {diffusion_dpo_blobs.BETA:g}, rate "
+        f"{diffusion_dpo_blobs.RATE:g}), the same with beta {diffusion_dpo_blobs.SMALL_BETA:g}, with noise of its own for "
+        "each picture of a pair, with labels by the true reward (`prefopt data build labels`), by a judge at temperature "
+        f"{diffusion_dpo_blobs.NOISY:g}, and by a coin and its reverse; SFT on the winners with two learning rates. 512 "
+        "pictures each from equal noise, implicit accuracy on 256 held-out pairs."
     ),
     demands=(
         Demand("win rate of Diffusion-DPO over its start at equal noise", lambda m: m["dpo"]["win_rate"], least=0.65),
@@ -166,11 +188,19 @@ REPRODUCTION = Reproduction(
             least=0.7,
             over="mean",
         ),
+        *diffusion_dpo_blobs.DEMANDS,
     ),
-    settings={"runs": RUNS, "train": TRAIN, "each": EACH, "draws": DRAWS, "world": "shapes"},
+    settings={
+        "runs": RUNS,
+        "train": TRAIN,
+        "each": EACH,
+        "draws": DRAWS,
+        "world": "shapes",
+        "blobs": diffusion_dpo_blobs.SETTINGS,
+    },
     run=run,
     plot=plot,
-    steps=2 + len(RUNS),
+    steps=2 + len(RUNS) + diffusion_dpo_blobs.BENCH_STEPS,
     remarks=(
         "The paper tunes SD 1.5 and SDXL on people's choices; here the judge, and the scorer, is the known true reward.",
         "That SFT beats the start is not demanded. The paper itself sees SFT hurt a start that has seen better pictures "
@@ -186,6 +216,7 @@ REPRODUCTION = Reproduction(
         "came out as 0.68, 0.60, 0.59 and missed its bound. It was kept. On the pilot it was 0.65 to 0.69 with three "
         "rates, three betas and twice the steps: none of the 16 held-out captions was trained on, and 80 captions "
         "with 8 pairs each teach better pictures of the others, but not yet a good judge of them.",
+        *diffusion_dpo_blobs.REMARKS,
     ),
-    keeps=("pictures.png",),
+    keeps=("pictures.png", diffusion_dpo_blobs.GRID),
 )
