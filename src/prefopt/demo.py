@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
+
+from .files import read_jsonl
 
 REWARD = "prefopt.worlds.reviews:reward"
 # tuned once on seed 0 of the world: large enough steps to show an effect in a minute on two cores
@@ -53,7 +54,7 @@ def run(output: Path, seed: int, out: Console) -> None:
 
 
 def _show(folder: Path, found: dict[str, Any], report: Path, out: Console) -> None:
-    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    rows = read_jsonl(folder / "samples.jsonl")
     rows.sort(key=lambda r: r["reward_after"] - r["reward_before"])
     for row in (
         rows[len(rows) // 2],

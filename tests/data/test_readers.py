@@ -18,6 +18,7 @@ from prefopt.data.readers import content_hash, read_rows
 from prefopt.data.rule import Ledger
 from prefopt.data.source import read_examples
 from prefopt.errors import PrefoptError
+from prefopt.files import read_jsonl, write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"q{i}", "chosen": 'good, "very"\ngood', "rejected": "bad", "margin": 0.5} for i in range(5)
@@ -122,3 +123,12 @@ def test_content_hash_follows_the_bytes(tmp_path: Path) -> None:
     assert content_hash(str(tmp_path / "copy.jsonl")) == before
     path.write_text(path.read_text() + "\n")
     assert content_hash(str(path)) != before
+
+
+def test_a_text_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
+    rows = [{"prompt": "one\u2028two\x85three"}, {"prompt": "four"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_jsonl(file) == rows
+    write_jsonl(tmp_path / "new" / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "new" / "rows.jsonl") == rows

@@ -14,7 +14,7 @@ from ..config import RolloutConfig
 from ..data.example import Example
 from ..data.messages import said
 from ..errors import PrefoptError
-from ..files import write_atomically
+from ..files import read_jsonl, write_atomically
 from ..objectives.method import Method, require
 from .stages import text_only
 from .steps import Steps
@@ -170,7 +170,7 @@ def sample(
         loaded.model, loaded.tokenizer, prompts, path, sampling,
         encoder=prompt_encoder(loaded.tokenizer, steps.config.data), identity=identity_of(loaded.model),
     )  # fmt: skip
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_jsonl(path)
 
 
 def scorer(rollout: RolloutConfig) -> Scorer:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import RolloutConfig, RunConfig, SourceConfig
 from ..errors import PrefoptError
-from ..files import write_atomically
+from ..files import read_jsonl, write_atomically
 from ..objectives.hyper import describe
 from ..objectives.method import Family, Method
 from ..training.needs import follows_pairs
@@ -320,7 +320,7 @@ def _join_metrics(folder: Path, parts: Sequence[str]) -> None:
     """The logs of all trained steps in one file, optimiser steps counted on, each row with its `part`."""
     lines, before = [], 0
     for part in parts:
-        rows = [json.loads(x) for x in (folder / part / "metrics.jsonl").read_text().splitlines()]
+        rows = read_jsonl(folder / part / "metrics.jsonl")
         lines += [json.dumps(row | {"step": row["step"] + before, "part": part}) + "\n" for row in rows]
         before += max((row["step"] for row in rows), default=0)
     write_atomically(folder / "metrics.jsonl", "".join(lines))

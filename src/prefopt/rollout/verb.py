@@ -13,10 +13,10 @@ from ..config import ModelConfig, read_yaml
 from ..data.config import DataConfig
 from ..data.source import read_prompts
 from ..errors import PrefoptError
-from ..files import write_atomically
+from ..files import read_jsonl, write_atomically
 from ..rewards.load import load_reward
 from .images import ImageSampling, sample_images
-from .samples import generate_file
+from .samples import append_rows, generate_file, whole_chunks
 from .text import Sampling, prompt_encoder
 
 TEMPLATE_KEYS = ("strings", "chat_template", "system", "thinking")
@@ -102,7 +102,7 @@ def _draw_grid(output: Path, shown: int) -> None:
 
     from .images import grid
 
-    rows = [json.loads(line) for line in (output / "images.jsonl").read_text(encoding="utf-8").splitlines()[:shown]]
+    rows = read_jsonl(output / "images.jsonl")[:shown]
     pictures = [[Image.open(output / name).convert("RGB") for name in row["responses"]] for row in rows]
     half = output / f".grid.{os.getpid()}.png"
     grid(pictures, scale=max(1, 64 // min(pictures[0][0].size))).save(half)
@@ -117,8 +117,7 @@ def _prompts(data: DataConfig) -> Sequence[Any]:
 
 
 def _claimed(output: Path, job: dict[str, Any], chunk: int, total: int) -> int:
-    """How many prompts are done, in whole chunks (rounding depends on the company in a batch); what a crash left of
-    another is cut off. PrefoptError if the folder holds another job."""
+    """How many prompts are done. PrefoptError if the folder holds another job."""
     note = output / "images.jsonl.job"  # no data file: the folder as a whole is read as data
     if not note.exists():
         if any(not p.name.startswith(".") for p in output.iterdir()):  # hidden: what a kill may leave of the note
@@ -127,20 +126,14 @@ def _claimed(output: Path, job: dict[str, Any], chunk: int, total: int) -> int:
     elif json.loads(note.read_text()) != job:
         raise PrefoptError(f"output {output} holds samples of another job (see {note.name}); give a new folder")
     rows = output / "images.jsonl"
-    if not rows.exists():
-        return 0
-    with rows.open("r+b") as file:
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-        done = len(lines) if len(lines) == total else len(lines) - len(lines) % chunk
-        file.truncate(sum(map(len, lines[:done])))
-    return done
+    return whole_chunks(rows, chunk, total) if rows.exists() else 0
 
 
 def _write(
     output: Path, texts: list[str], seeds: list[int], images: list[Any], scores: dict[str, list[float]], number: int
 ) -> None:
     """One row a prompt, in the ranked-list layout, appended after its pictures are on disk."""
-    lines = []
+    rows = []
     for start in range(0, len(texts), number):
         names = []
         for i in range(start, start + number):
@@ -152,6 +145,5 @@ def _write(
             row["scores"] = next(iter(found.values()))
         elif found:
             row |= {"scores": found, "reward_scores": [list(each) for each in zip(*found.values(), strict=True)]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    with (output / "images.jsonl").open("a") as f:
-        f.writelines(lines)
+        rows.append(row)
+    append_rows(output / "images.jsonl", rows)
