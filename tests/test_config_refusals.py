@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefopt import PrefoptError, get_method
+from prefopt.config import check_train
 from prefopt.training.effect import refuse_without_effect
 from tests.small_models import run_config
 
@@ -52,3 +53,9 @@ def test_lists_for_a_pointwise_method_may_say_how_they_are_paired(
 ) -> None:
     config = run_config(text_model, pairs_file, tmp_path, data={"path": str(pairs_file), "pairing": "best_worst"})
     refuse_without_effect(config, get_method("kto"), "text")
+
+
+def test_adams_betas_are_of_one_type() -> None:
+    given = check_train({"adam_beta1": 0, "adam_beta2": 0.99, "max_steps": 3})
+    assert {k: type(v) for k, v in given.items()} == {"adam_beta1": float, "adam_beta2": float, "max_steps": int}
+    assert check_train({}) == {}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .data.config import DataConfig
 from .errors import PrefoptError
 from .objectives.hyper import Positive
-from .train_keys import WITHOUT_EFFECT, check_train_value, train_types
+from .train_keys import WITHOUT_EFFECT, train_types, train_value
 
 
 class Section(BaseModel):
@@ -289,13 +289,14 @@ def check_train(train: Mapping[str, Any]) -> dict[str, Any]:
     if not train:
         return {}  # what knows of data alone does without transformers
     known = set(train_types())
+    values = {}
     for key, value in train.items():
         if key in WITHOUT_EFFECT:
             raise PrefoptError(f"train.{key} has no effect in prefopt: {WITHOUT_EFFECT[key]}")
         if key not in known:
             raise PrefoptError(f"unknown key 'train.{key}'{_closest(key, known - set(WITHOUT_EFFECT), 'train.')}")
-        check_train_value(key, value)
-    return dict(train)
+        values[key] = train_value(key, value)
+    return values
 
 
 def _refuse_unknown(section: str, content: Mapping[str, Any], kind: Any) -> None:

@@ -42,6 +42,7 @@ WITHOUT_EFFECT = {
     "use_cpu_offload": "use a DeepSpeed or FSDP configuration",
 }
 OWN_TRAIN_KEYS = {"token_budget": int}
+BETAS = {"adam_beta1", "adam_beta2"}
 
 # what differs from transformers' defaults, and belongs to preference training
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -82,8 +83,11 @@ def train_types() -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(TrainingArguments)} | OWN_TRAIN_KEYS
 
 
-def check_train_value(key: str, value: Any) -> None:
-    """Refuse a value of a plain type that cannot be: transformers reports it long after, or never."""
+def train_value(key: str, value: Any) -> Any:
+    """The value as training takes it: Adam's betas as floats, because torch wants both of one type.
+
+    PrefoptError for a value of a plain type that cannot be: transformers reports it long after, or never.
+    """
     hint = train_types()[key]
     allowed = (
         typing.get_args(hint)
@@ -92,7 +96,7 @@ def check_train_value(key: str, value: Any) -> None:
     )
     plain = {bool, int, float, str, type(None)}
     if not set(allowed) <= plain:
-        return
+        return value
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and float in allowed
     if not numeric and type(value) not in allowed:
         names = " or ".join(t.__name__ for t in allowed if t is not type(None))
@@ -106,3 +110,4 @@ def check_train_value(key: str, value: Any) -> None:
         raise PrefoptError(f"train.{key} = {value!r}: must be greater than 0")
     if key == "max_steps" and value < 1 and value != -1:
         raise PrefoptError(f"train.max_steps = {value!r}: must be at least 1, or -1 for whole epochs")
+    return float(value) if key in BETAS else value
