@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from ..errors import PrefoptError
 from .build import build_scores, examples, modality_of
 from .growing import grow
 
-log = logging.getLogger("prefopt")
 STAYS, TURNED, TIE = KINDS = ("labels that stay", "labels turned round", "ties")
 
 
@@ -44,7 +42,6 @@ def build_labels(
     rows = [row for kind, row in made if kind != TIE or gap is not None]
     job = {"scored": json.loads(scored.with_name(scored.name + ".job").read_text())["made_from"], "gap": gap}
     record = grow(output, job, rows, list, title="labels", progress=progress)
-    log.info("%s", ", ".join(f"{k}: {n}" for k, n in told.items()))
     return record | {"told": told}
 
 
