@@ -10,6 +10,7 @@ import numpy as np
 from .claim import Measurements
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
 
@@ -37,12 +38,28 @@ def bars_in(
     """`bars` as one row of a larger figure."""
     for axes, (key, title) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for x, name in enumerate(names):
-            values = [seed[name][key] for seed in seeds]
-            axes.bar(x, np.mean(values), width=0.64, color=_colour(name, colours), alpha=0.75)
-            axes.plot([x] * len(values), values, "o", color="#222222", markersize=3)
+            bar(axes, x, [seed[name][key] for seed in seeds], _colour(name, colours))
         axes.set_xticks(range(len(names)), list(names.values()), fontsize=7, rotation=35, ha="right")
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def bar(
+    axes: Axes, x: float, values: Sequence[float], colour: str, width: float = 0.64, label: str | None = None
+) -> None:
+    """The mean over seeds as a bar, each seed as a dot."""
+    axes.bar(x, np.mean(values), width=width, color=colour, alpha=0.75, label=label)
+    axes.plot([x] * len(values), values, "o", color="#222222", markersize=3)
+
+
+def bars_over_start(
+    seeds: Sequence[Measurements], names: Mapping[str, str], colours: Mapping[str, str], start: str = "base"
+) -> Figure:
+    """Bars of true reward, win rate over the start and implicit accuracy, of which the start has a half."""
+    even = {"win_rate": 0.5, "implicit_accuracy": 0.5}
+    whole = [{**seed, start: even | dict(seed[start])} for seed in seeds]
+    panels = {"reward": "true reward", "win_rate": "win rate over the start", "implicit_accuracy": "implicit accuracy"}
+    return bars(whole, names, panels, colours)
 
 
 def _colour(name: str, colours: Mapping[str, Any]) -> str:

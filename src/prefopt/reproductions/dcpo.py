@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import read_jsonl, write_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .in_blobs import TRAIN
-from .measure_images import pictures, side_by_side
+from .measure_images import keep, kept_side_by_side, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,8 @@ def changed(text: str, rng: np.random.Generator) -> str:
 # ------------------------------------------------------------------------------------------------ a seed
 def run(bench: Bench) -> Measurements:
     """Pairs with badly described losers; one model tuned in six ways; what its pictures show, by prompts alone."""
+    from ..worlds import blobs
+
     world = bench.once("world", lambda: _world(bench))
     data = bench.once("data", lambda: _captions(bench, world["pairs"]))
     found: dict[str, Any] = {"base": bench.once("base", lambda: _look(bench, "base", Path(world["model"])))}
@@ -80,7 +82,7 @@ def run(bench: Bench) -> Measurements:
         if name != "base":
             found[name] = bench.once(name, partial(_tune, bench, name, world["model"], data.get(name, world["pairs"])))
     found["identical"] = bench.once("identical", lambda: _identical(bench, world))
-    _show(bench.folder)
+    kept_side_by_side(bench.folder, NAMES, blobs.captions(brightness=True)[:SHOWN])
     return found
 
 
@@ -107,7 +109,7 @@ def _world(bench: Bench) -> dict[str, str]:
         wrong = n % 2 == 0
         loser = drawn(changed(prompt, rng) if wrong else prompt, NOISE if wrong else NOISY, f"{n}-l.png")
         rows.append({"prompt": prompt, "chosen": drawn(prompt, NOISE, f"{n}-w.png"), "rejected": loser})
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(folder / "pairs.jsonl", rows)
     return {"model": str(model), "pairs": str(folder / "pairs.jsonl")}
 
 
@@ -124,11 +126,11 @@ def _captions(bench: Bench, pairs: str) -> dict[str, str]:
         chosen: Way = way  # type: ignore[assignment]
         build_captions(DataConfig(path=pairs), path, way=chosen, progress=False, **of)  # type: ignore[call-arg]
         made[name] = str(path)
-    rows = [json.loads(line) for line in Path(made["h"]).read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(Path(made["h"]))
     sides = ("caption_chosen", "caption_rejected")
     turned = [row | dict(zip(sides, (row[sides[1]], row[sides[0]]), strict=True)) for row in rows]
     path = bench.folder / "pairs" / "captions-swapped.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in turned), encoding="utf-8")
+    write_jsonl(path, turned)
     return made | {"swapped": str(path)}
 
 
@@ -152,37 +154,25 @@ def _look(bench: Bench, name: str, model: Path) -> dict[str, float]:
     many = replace(blobs.SAMPLING, batch_size=3 * EACH)
     said, images = pictures(model, asked, EACH, many, first_noise=10_000 * bench.seed)
     seen = [blobs.read(image, brightness=True) for image in images]
-    folder = bench.folder / "shown" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for n in range(SHOWN):
-        images[n * EACH].save(folder / f"{n}.png")
+    keep(bench.folder, name, [images[n * EACH] for n in range(SHOWN)])
     right = float(np.mean([a == b for a, b in zip(said, seen, strict=True)]))
     return {"accuracy": round(right, 4), "remainder": round(float(np.mean(parts(seen, images)["remainder"])), 6)}
 
 
 def _identical(bench: Bench, world: dict[str, str]) -> float:
     """1 if three steps with the prompt as both captions log Diffusion-DPO's losses, bit for bit."""
-    rows = [json.loads(line) for line in Path(world["pairs"]).read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(Path(world["pairs"]))
     path = bench.folder / "pairs" / "captions-prompt.jsonl"
     same = [r | {"caption_chosen": r["prompt"], "caption_rejected": r["prompt"]} for r in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in same), encoding="utf-8")
+    write_jsonl(path, same)
     logged = []
     for name in ("dpo", "prompt"):
         content = _content(name, world["model"], str(path), bench.seed, 3)
         content["train"]["logging_steps"] = 1
         folder = bench.train(f"identical-{name}", content)
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = read_jsonl(folder / "metrics.jsonl")
         logged.append([line["loss"] for line in lines if "loss" in line])
     return float(logged[0] == logged[1] and len(logged[0]) == 3)
-
-
-def _show(folder: Path) -> None:
-    from PIL import Image
-
-    from ..worlds import blobs
-
-    rows = [(n, [Image.open(folder / "shown" / k / f"{i}.png") for i in range(SHOWN)]) for k, n in NAMES.items()]
-    side_by_side(rows, blobs.captions(brightness=True)[:SHOWN], folder / "pictures.png")
 
 
 def best(m: Measurements) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import write_jsonl
+from .bars import bars_in
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
-from .measure_images import captions_of, pictures, side_by_side
+from .measure_images import captions_of, keep, kept_side_by_side, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,10 +86,10 @@ def _blobs(bench: Bench) -> dict[str, Any]:
 
     def look(name: str, model: Path) -> dict[str, float]:
         said, images = pictures(model, captions, EACH, SAMPLING if name == "many" else one, 10_000 * bench.seed)
-        for n in range(SHOWN):
-            path = bench.folder / "shown" / f"{name}-{n}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images[(n % len(captions)) * EACH + n // len(captions)].save(path)
+        of = [
+            (n % len(captions)) * EACH + n // len(captions) for n in range(SHOWN)
+        ]  # each caption's first, then second
+        keep(bench.folder, name, [images[n] for n in of])
         return _measured(said, images)
 
     def tune(name: str, method: dict[str, Any], start: str) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def _blobs(bench: Bench) -> dict[str, Any]:
     found["start"] = bench.once("blobs-start", partial(tune, "start", make, world["model"]))
     for name, method in BLOBS["arms"].items():
         found[name] = bench.once(f"blobs-{name}", partial(tune, name, method, found["start"]["folder"]))
-    _show(bench.folder, captions)
+    shown = [captions[n % len(captions)] for n in range(SHOWN)]
+    kept_side_by_side(bench.folder, {"many": "reference,\n20 steps", **NAMES}, shown)
     return {name: {k: v for k, v in numbers.items() if k != "folder"} for name, numbers in found.items()}
 
 
@@ -116,9 +118,7 @@ def _world(bench: Bench) -> dict[str, str]:
     world = blobs.build(seed=bench.seed)
     captions = captions_of(world.prompts)
     prompts = bench.folder / "prompts.jsonl"
-    prompts.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.dumps({"prompt": captions[n % len(captions)]}) + "\n" for n in range(PROMPTS)]
-    prompts.write_text("".join(rows), encoding="utf-8")
+    write_jsonl(prompts, [{"prompt": captions[n % len(captions)]} for n in range(PROMPTS)])
     return {"model": str(world.model), "captions": str(world.prompts), "prompts": str(prompts)}
 
 
@@ -139,14 +139,6 @@ def _measured(said: Sequence[str], images: Sequence[Any]) -> dict[str, float]:
     means = {name: round(float(np.mean(x)), 5) for name, x in numbers.items()}
     unlike = float(np.mean(found["remainder"]) / np.mean(b**2))  # an error of shape grows with the blob
     return means | {"unlike": round(unlike, 6), "spread": round(float(b.std()), 4)}
-
-
-def _show(folder: Path, captions: Sequence[str]) -> None:
-    from PIL import Image
-
-    names = {"many": "reference,\n20 steps", **NAMES}
-    rows = [(text, [Image.open(folder / "shown" / f"{n}-{k}.png") for k in range(SHOWN)]) for n, text in names.items()]
-    side_by_side(rows, [captions[n % len(captions)] for n in range(SHOWN)], folder / "pictures.png")
 
 
 # ------------------------------------------------------------------------------------------------ what is shown
@@ -170,22 +162,12 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(title, fontsize=9)
-    panels = (
-        ("ring", "reward", "ring: reward", None),
-        ("ring", "distance", "ring: distance to the nearest mode", None),
-        ("blobs", "reward", "blobs: reward", None),
-        ("blobs", "unlike", "blobs: share that is no blob (log)", "log"),
-    )
-    for axes, (world, key, title, scale) in zip(below.subplots(1, len(panels)), panels, strict=True):
-        for x, name in enumerate(NAMES):
-            values = [seed[world][name][key] for seed in seeds]
-            axes.bar(x, np.mean(values), width=0.62, color=COLOURS[name], alpha=0.75)
-            axes.plot([x] * len(values), values, "o", color="#222222", markersize=3)
-        if scale:
-            axes.set_yscale(scale)
-        axes.set_xticks(range(len(NAMES)), list(NAMES.values()), fontsize=7, rotation=30, ha="right")
-        axes.set_title(title, fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
+    ring, blobs = below.subfigures(1, 2)
+    panels = {"reward": "ring: reward", "distance": "ring: distance to the nearest mode"}
+    bars_in(ring, [seed["ring"] for seed in seeds], NAMES, panels, COLOURS)
+    panels = {"reward": "blobs: reward", "unlike": "blobs: share that is no blob (log)"}
+    bars_in(blobs, [seed["blobs"] for seed in seeds], NAMES, panels, COLOURS)
+    blobs.axes[-1].set_yscale("log")
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import read_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
-from .in_blobs import EACH, grid, look, world
+from .in_blobs import EACH, TRAIN, grid, look, world
 from .measure_images import win_rate
 
 if TYPE_CHECKING:
@@ -42,18 +42,10 @@ def run(bench: Bench) -> Measurements:
 
     def tune(name: str) -> dict[str, Any]:
         data = {"path": parts["train"]} | ({} if name == "dpo" else {"top": EXPERTS})
-        train = {
-            "max_steps": UPDATES,
-            "per_device_train_batch_size": BATCH,
-            "learning_rate": RATE,
-            "lr_scheduler_type": "constant",
-            "warmup_steps": 0,
-            "logging_steps": 20,
-            "save_strategy": "no",
-            "seed": bench.seed,
-        }
+        train = {**TRAIN, "max_steps": UPDATES, "per_device_train_batch_size": BATCH, "learning_rate": RATE}
+        train["seed"] = bench.seed
         folder = bench.train(name, {"method": RUNS[name], "model": parts["model"], "data": data, "train": train})
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = read_jsonl(folder / "metrics.jsonl")
         active = [row["active"] for row in rows if "active" in row]
         return {"rewards": look(bench, name, folder), "active": active}
 
@@ -70,7 +62,7 @@ def run(bench: Bench) -> Measurements:
 
 def experts(train: Path) -> float:
     """Mean reward of the pictures that become experts."""
-    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(train)
     scores = [row[f"{side}_score"] for row in rows for side in ("chosen", "rejected")]
     return float(np.mean(sorted(scores)[-EXPERTS:]))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bars import bars
+from .bars import bars_over_start
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .in_blobs import DRAWS, EACH, TRAIN, Parts, compared, grid, runs_of, world
@@ -99,12 +99,8 @@ def lowered(m: Measurements) -> float:
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """True reward, win rate and implicit accuracy of the runs; the start counts as itself."""
-    whole = [
-        {k: {"win_rate": 0.5, "implicit_accuracy": 0.5} | v for k, v in seed.items() if k in NAMES} for seed in seeds
-    ]
-    panels = {"reward": "true reward", "win_rate": "win rate over the start", "implicit_accuracy": "implicit accuracy"}
-    return bars(whole, NAMES, panels, COLOURS)
+    """True reward, win rate over the start and implicit accuracy of all runs."""
+    return bars_over_start(seeds, NAMES, COLOURS)
 
 
 REPRODUCTION = Reproduction(

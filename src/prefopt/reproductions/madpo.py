@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import read_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
@@ -102,7 +102,7 @@ def _untrained(model: Path, folder: Path, seed: int) -> None:
 
 
 def _margins(file: Path) -> np.ndarray:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = read_jsonl(file)
     return np.array([r["chosen_reward_score"] - r["rejected_reward_score"] for r in rows if "chosen_reward_score" in r])
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..files import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +20,7 @@ Reward = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 
 def captions_of(path: Path) -> list[str]:
     """The `prompt` of every row of a JSONL."""
-    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row["prompt"] for row in read_jsonl(path)]
 
 
 def pictures(
@@ -72,15 +73,32 @@ def relabelled(pairs: Path, output: Path, seed: int) -> Path:
     """The same pairs with labels by a fair coin: what is left of a method's effect when the labels say nothing."""
     rng = np.random.default_rng(seed)
     rows = []
-    for line in pairs.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(pairs):
         sides = [str((pairs.parent / row[side]).resolve()) for side in ("chosen", "rejected")]
         if rng.random() < 0.5:
             sides.reverse()
         rows.append({"prompt": row["prompt"], "chosen": sides[0], "rejected": sides[1]})
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(output, rows)
     return output
+
+
+def keep(folder: Path, name: str, images: Sequence[Any]) -> None:
+    """What `kept_side_by_side` shows of a run."""
+    place = folder / "shown" / name
+    place.mkdir(parents=True, exist_ok=True)
+    for n, image in enumerate(images):
+        image.save(place / f"{n}.png")
+
+
+def kept_side_by_side(folder: Path, names: Mapping[str, str], captions: Sequence[str]) -> None:
+    """`pictures.png`: a row for each run (as it was kept -> as it is called), a column for each of its first pictures."""
+    from PIL import Image
+
+    rows = [
+        (shown, [Image.open(folder / "shown" / name / f"{n}.png") for n in range(len(captions))])
+        for name, shown in names.items()
+    ]
+    side_by_side(rows, captions, folder / "pictures.png")
 
 
 def side_by_side(rows: Sequence[tuple[str, Sequence[Any]]], captions: Sequence[str], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import write_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
-from .in_blobs import TRAIN, grid, look
+from .in_blobs import TRAIN, Parts, grid, look, world
 from .measure_images import win_rate
 
 if TYPE_CHECKING:
@@ -50,41 +50,34 @@ COLOURS = {"base": "#8a8a8a", "random": "#b9a44c", "one": "#7fa8b8", "votes": "#
 
 def run(bench: Bench) -> Measurements:
     """Four generators draw, five proxies score; the start is tuned in four ways on equal lists."""
-    world = bench.once("world", lambda: _world(bench))
-    data = bench.once("lists", lambda: _lists(bench, world["model"]))
-    base = bench.once("base", lambda: look(bench, "base", Path(world["model"])))
+    parts = bench.once("world", lambda: world(bench))
+    data = bench.once("lists", lambda: _lists(bench, parts["model"]))
+    base = bench.once("base", lambda: look(bench, "base", Path(parts["model"])))
     found: dict[str, Any] = {"base": {"reward": float(np.mean(base))}}
     for name in RUNS:
-        tuned = bench.once(name, partial(_tune, bench, name, world["model"], data))
+        tuned = bench.once(name, partial(_tune, bench, name, parts["model"], data))
         rewards = tuned["rewards"]
         found[name] = {
             "reward": float(np.mean(rewards)),
             "win_rate": win_rate(rewards, base),
             "ndcg": tuned["ndcg"],
         }
-    found["judge"] = {"accuracy": bench.once("judge", lambda: judge(bench, world))}
+    found["judge"] = {"accuracy": bench.once("judge", lambda: judge(bench, parts))}
     grid(bench.folder, NAMES)
     return found
 
 
-def judge(bench: Bench, world: dict[str, str]) -> float:
+def judge(bench: Bench, parts: Parts) -> float:
     """Accuracy on held-out pairs of a preference model that prefopt trains from nothing on the world's labelled pairs."""
     from ..evaluation.run import evaluate_run
     from ..worlds.blobs.clip import save_tiny_clip
 
     clip = save_tiny_clip(bench.folder / "clip", bench.seed)
     train = {**TRAIN, **JUDGE, "seed": bench.seed}
-    data = {"path": world["train"]}
+    data = {"path": parts["train"]}
     folder = bench.train("judge", {"method": "clip-preference", "model": str(clip), "data": data, "train": train})
-    found = evaluate_run(folder, data=world["heldout"], limit=None, progress=False)
+    found = evaluate_run(folder, data=parts["heldout"], limit=None, progress=False)
     return float(found["preference"]["accuracy"]["value"])
-
-
-def _world(bench: Bench) -> dict[str, str]:
-    from ..worlds import blobs
-
-    built = blobs.build(seed=bench.seed)
-    return {name: str(getattr(built, name)) for name in ("model", "train", "heldout")}
 
 
 def _lists(bench: Bench, model: str) -> dict[str, str]:
@@ -123,7 +116,7 @@ def _lists(bench: Bench, model: str) -> dict[str, str]:
         rows["one"].append(row | {"scores": [s[0] for s in scores]})
         rows["votes"].append(row | {"scores": votes(scores)})
     for name, made in rows.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in made), encoding="utf-8")
+        write_jsonl(folder / f"{name}.jsonl", made)
     return {name: str(folder / f"{name}.jsonl") for name in rows}
 
 

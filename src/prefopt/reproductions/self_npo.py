@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import read_jsonl
+from .bars import bar
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
-from .measure_images import captions_of, rewards, side_by_side, win_rate
+from .measure_images import captions_of, keep, kept_side_by_side, rewards, win_rate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,10 +57,7 @@ def run(bench: Bench) -> Measurements:
 
     def look(name: str, model: str, negative: str | None, scale: float) -> dict[str, Any]:
         images = _pictures(model, negative, said, scale, bench.seed)
-        for n in range(SHOWN):
-            path = bench.folder / "shown" / f"{name}-{n}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images[n * EACH].save(path)
+        keep(bench.folder, name, [images[n * EACH] for n in range(SHOWN)])
         return {
             "rewards": rewards(said, images, shapes.reward),
             "frechet": _frechet(_features(classifier, images), real),
@@ -82,7 +81,8 @@ def run(bench: Bench) -> Measurements:
     for name, model in (("base", start), ("npo", str(negatives["npo"]))):
         found[f"alone-{name}"] = bench.once(f"alone-{name}", partial(look, f"alone-{name}", model, None, 1.0))
     seconds = bench.once("seconds", lambda: {k: _timed(bench, world, n) for k, n in (("truncated", 6), ("full", 25))})
-    _show(bench.folder, captions[:SHOWN])
+    shown = {f"look-{arm}-{scale:g}": f"{NAMES[arm]}, scale {scale:g}" for scale in SCALES for arm in ARMS}
+    kept_side_by_side(bench.folder, shown, captions[:SHOWN])
     return _summary(found) | {"update_ratio": seconds["truncated"] / seconds["full"]}
 
 
@@ -126,13 +126,12 @@ def _noise(start: str, trained: str, bench: Bench) -> str:
 
 def _timed(bench: Bench, world: dict[str, str], evaluations: int) -> float:
     """Seconds of an update whose targets come from this many evaluations; 25 go down the whole grid."""
-    import json
 
     method = METHODS["npo"] | {"evaluations": evaluations, "start": "noise", "random_moves": False}
     train = TRAIN | {"max_steps": TIMED, "seed": bench.seed, "logging_steps": 1}
     content = {"method": method, "model": world["model"], "data": {"path": world["train"]}, "train": train}
     folder = bench.train(f"timed-{evaluations}", content)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(folder / "metrics.jsonl")
     return float(next(row["train_runtime"] for row in rows if "train_runtime" in row)) / TIMED
 
 
@@ -208,20 +207,6 @@ def _summary(found: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _show(folder: Path, captions: Sequence[str]) -> None:
-    from PIL import Image
-
-    rows = [
-        (
-            f"{NAMES[arm]}, scale {scale:g}",
-            [Image.open(folder / "shown" / f"look-{arm}-{scale:g}-{n}.png") for n in range(SHOWN)],
-        )
-        for scale in SCALES
-        for arm in ARMS
-    ]
-    side_by_side(rows, captions, folder / "pictures.png")
-
-
 def plot(seeds: Sequence[Measurements]) -> Figure:
     """Reward and Frechet distance at both scales: bars are means, dots are seeds."""
     from matplotlib.figure import Figure
@@ -233,11 +218,8 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         for i, scale in enumerate(SCALES):
             for j, arm in enumerate(ARMS):
                 values = [seed[f"{arm}-{scale:g}"][key] for seed in seeds]
-                x = i * (len(ARMS) + 1) + j
-                axes.bar(
-                    x, np.mean(values), width=0.8, color=COLOURS[arm], alpha=0.8, label=NAMES[arm] if i == 0 else None
-                )
-                axes.plot([x] * len(values), values, "o", color="#222222", markersize=3)
+                x, label = i * (len(ARMS) + 1) + j, NAMES[arm] if i == 0 else None
+                bar(axes, x, values, COLOURS[arm], width=0.8, label=label)
         axes.set_xticks([1.5, len(ARMS) + 2.5], [f"scale {s:g}" for s in SCALES], fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

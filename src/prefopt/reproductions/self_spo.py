@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import read_jsonl, write_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
@@ -41,11 +41,10 @@ def degraded(answer: str) -> list[str]:
 
 def graded_file(train: Path, place: Path) -> Path:
     """The world's first pairs with their graded versions as columns."""
-    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()[:PAIRS]]
+    rows = read_jsonl(train)[:PAIRS]
     for row in rows:
         row |= {f"{side}_degraded": degraded(row[side]) for side in ("chosen", "rejected")}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(place, rows)
     return place
 
 

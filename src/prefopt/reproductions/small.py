@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..files import read_jsonl
 from .bench import Bench, Progress
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def encode_pairs(
     from ..data.example import Example
 
     encoder = Encoder(tokenizer, DataConfig(path=str(file), **on.DATA))
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:limit]]
+    rows = read_jsonl(file)[:limit]
     made = [encoder(Example(r["prompt"], (r["chosen"], r["rejected"]), pairs=((0, 1),))) for r in rows]
     return [(e.prompt_ids, e.response_ids) for e in made]
 

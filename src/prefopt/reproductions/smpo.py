@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bars import bars
+from ..files import read_jsonl, write_jsonl
+from .bars import bars_over_start
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .in_blobs import DRAWS, EACH, SCORED, TRAIN, Parts, Row, compared, grid, relabelled, runs_of, world
@@ -70,7 +70,7 @@ def _in_order(row: Row, _: np.random.Generator) -> bool:
 
 def mean_omega(parts: Parts) -> float:
     """Mean of |omega| over the training pairs: how much stronger or weaker than hard labels smoothing pushes."""
-    rows = [json.loads(line) for line in Path(parts["train"]).read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(Path(parts["train"]))
     pairs = np.array([[row["chosen_score"], row["rejected_score"]] for row in rows])
     gap = np.abs(pairs[:, 0] - pairs[:, 1]) / (pairs.max() - pairs.min())
     return float(np.mean(GAMMA * (2 / (1 + np.exp(-gap)) - 1)))
@@ -82,12 +82,12 @@ def moved_by_equal_scores(bench: Bench, parts: Parts) -> float:
     from safetensors.torch import load_file
 
     train = Path(parts["train"])
-    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()[:64]]
+    rows = read_jsonl(train)[:64]
     for n, row in enumerate(rows):
         row |= {side: str((train.parent / row[side]).resolve()) for side in ("chosen", "rejected")}
         row |= {f"{side}_score": 0.01 * n for side in ("chosen", "rejected")}
     path = bench.folder / "equal.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(path, rows)
     settings = {**TRAIN, "learning_rate": RATE, "max_steps": 2, "weight_decay": 0.0, "seed": bench.seed}
     data = {"path": str(path), "columns": SCORED}
     folder = bench.train("equal", {"method": SMPO, "model": parts["model"], "data": data, "train": settings})
@@ -102,12 +102,8 @@ def gain(run: str, over: str, m: Measurements) -> float:
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """True reward, win rate over the start and implicit accuracy; the start counts as itself."""
-    whole = [
-        {k: {"win_rate": 0.5, "implicit_accuracy": 0.5} | v for k, v in seed.items() if k in NAMES} for seed in seeds
-    ]
-    panels = {"reward": "true reward", "win_rate": "win rate over the start", "implicit_accuracy": "implicit accuracy"}
-    return bars(whole, NAMES, panels, COLOURS)
+    """True reward, win rate over the start and implicit accuracy of all runs."""
+    return bars_over_start(seeds, NAMES, COLOURS)
 
 
 REPRODUCTION = Reproduction(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..files import read_jsonl, write_jsonl
 
 if TYPE_CHECKING:
     from ..worlds.cache import World
@@ -32,7 +33,7 @@ def write_pairs(world: World, path: Path, own: bool, seed: int) -> Path:
     from ..worlds import copying, letters
     from .small import encode_pairs, load_model, look
 
-    rows = [json.loads(line) for line in world.train.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(world.train)
     if own:
         said = letters.answers(*load_model(world.model), [r["prompt"] for r in rows], 1, copying.TOKENS, seed=seed)
         made = [
@@ -55,7 +56,7 @@ def write_pairs(world: World, path: Path, own: bool, seed: int) -> Path:
             _columns(row, rng, [(float(s.start[i]), float(c[i])) for s, c in zip(sums, counts, strict=True)])
             for i, row in enumerate(rows)
         ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    write_jsonl(path, made)
     return path
 
 

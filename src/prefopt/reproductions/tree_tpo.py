@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import read_jsonl
 from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
@@ -61,13 +62,12 @@ def _configuration(world: Chains, method: Mapping[str, Any], seed: int, train: M
 def measure(folder: Path, world: Chains, method: Mapping[str, Any], seed: int) -> dict[str, float]:
     """`tau`: Kendall's, of implicit reward and true value on held-out lists, mean over lists (0 for the start);
     `accuracy`: share of right final results, `value`: share of right steps, of samples at temperature 1."""
-    import json
 
     from ..worlds import letters
     from ..worlds.chains import ANSWER, right
     from .small import load_model
 
-    rows = [json.loads(line) for line in world.heldout.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(world.heldout)
     model, tokenizer = load_model(folder)
     said = letters.answers(model, tokenizer, [r["prompt"] for r in rows], SAMPLED, ANSWER, seed=seed)
     pairs = [(s.text, "".join(right(r["prompt"]))) for r, group in zip(rows, said, strict=True) for s in group]
