@@ -59,7 +59,7 @@ def generate_file(
             for row in rows:
                 if reward is not None:
                     row["scores"] = list(reward([row["prompt"]] * len(row["responses"]), row["responses"]))
-            _append(path, rows)
+            append_rows(path, rows)
             bar.update(len(part))
     return len(prompts) - done
 
@@ -77,11 +77,7 @@ def _job(prompts: Sequence[Prompt], sampling: Sampling, identity: str, reward: S
 
 
 def _resume(path: Path, job: dict[str, Any], chunk: int, total: int) -> int:
-    """Number of rows that `path` already holds in whole chunks; what a crash left of another chunk is removed.
-
-    Whole chunks, because the rounding of a model depends on the company in a batch: so a run that was stopped ends
-    with the very samples of one that was not.
-    """
+    """Number of rows of this very job that `path` already holds. PrefoptError for another job's file."""
     note = path.with_name(path.name + ".job")
     if path.exists() and path.stat().st_size:
         known = json.loads(note.read_text()) if note.exists() else None
@@ -92,18 +88,27 @@ def _resume(path: Path, job: dict[str, Any], chunk: int, total: int) -> int:
                 else "differing: " + ", ".join(k for k in job if known.get(k) != job[k])
             )
             raise PrefoptError(f"{path} already holds samples of another job ({differing}); choose another output file")
-        with path.open("r+b") as file:
-            lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
-            done = len(lines) if len(lines) == total else len(lines) - len(lines) % chunk
-            file.truncate(sum(map(len, lines[:done])))
-        return done
+        return whole_chunks(path, chunk, total)
     path.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(job))
     path.touch()
     return 0
 
 
-def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def whole_chunks(path: Path, chunk: int, total: int) -> int:
+    """Number of rows that `path` holds in whole chunks, or all `total`; what a crash left of another chunk is removed.
+
+    Whole chunks, because the rounding of a model depends on the company in a batch: so a run that was stopped ends
+    with the very samples of one that was not.
+    """
+    with path.open("r+b") as file:
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        done = len(lines) if len(lines) == total else len(lines) - len(lines) % chunk
+        file.truncate(sum(map(len, lines[:done])))
+    return done
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         file.flush()
