@@ -264,8 +264,11 @@ class DenoisingScorer:
 
         scores = {}
         if "scores:reference" in needs:
-            with torch.no_grad():
-                scores["reference"] = self._kept(batch, partial(self._by_reference, bare, errors, condition), precise)
+            if self.reference is not None:
+                placed(self.reference, group.device)
+            with torch.inference_mode():  # a few hundredths faster than no_grad; what comes out of it is copied
+                kept = self._kept(batch, partial(self._by_reference, bare, errors, condition), precise)
+            scores["reference"] = Scores(kept.values.clone(), kept.count.clone())
         if "scores:policy" in needs:
             scores["policy"] = errors(model, condition)
         parts = dict(
@@ -313,7 +316,7 @@ class DenoisingScorer:
     ) -> Scores:
         if self.reference is not None:
             own = {n: x for n, x in condition.items() if n not in self.further}
-            return errors(placed(self.reference, condition["text"].device), own)
+            return errors(self.reference, own)
         if self.further:  # the branch that reads them is all that is trained: without them, the start
             return errors(model, condition | {n: torch.zeros_like(condition[n]) for n in self.further})
         with adapters_off(model):
