@@ -109,6 +109,7 @@ def whole_chunks(path: Path, chunk: int, total: int) -> int:
 
 
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """JSON lines at the end of a file, on the disk when it returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         file.flush()
