@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from prefopt import PrefoptError
@@ -65,6 +66,19 @@ def test_embeddings_show_the_taste():
     near = np.mean([np.linalg.norm(of(one) - of(one)) for _ in range(20)])
     far = np.mean([np.linalg.norm(of(one) - of(other)) for _ in range(20)])
     assert far > 1.3 * near
+
+
+def test_latents_are_centred_and_give_the_pixels_back():
+    rng = np.random.default_rng(0)
+    pictures = np.stack([drawn(text, rng) for text in tastes.captions() * 50])
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pipeline = building.tiny_pipeline()
+    pipeline.vae.requires_grad_(False)
+    latents = pipeline.vae.encode(pixels).latent_dist.mode()
+    torch.testing.assert_close(latents, building.GAIN * pixels + building.OFFSET)
+    assert abs(float(latents.mean())) < 0.1 and 0.4 < float(latents.std()) < 1
+    torch.testing.assert_close(pipeline.vae.decode(latents).sample, pixels)
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_a_tiny_pipeline_draws_colours_and_bad_settings_are_refused():

@@ -48,17 +48,20 @@ class GreyPixels(ModelMixin, ConfigMixin):
 
 
 class ColourPixels(GreyPixels):
-    """The same with a channel for each colour: latents [N, 3, H, W] are the pixels."""
+    """The same with a channel for each colour: latents [N, 3, H, W] = gain * pixels + offset."""
 
     @register_to_config
     def __init__(
         self,
+        gain: float = 1.0,
+        offset: float = 0.0,
         latent_channels: int = 3,
         scaling_factor: float = 1.0,
         block_out_channels: tuple[int, ...] = (1,),
     ) -> None:
         super(GreyPixels, self).__init__()
-        self.encoder, self.decoder = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1, bias=False)
-        with torch.no_grad():
-            for conv in (self.encoder, self.decoder):
-                conv.weight.copy_(torch.eye(3)[:, :, None, None])
+        self.encoder, self.decoder = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        for conv, weight, bias in ((self.encoder, gain, offset), (self.decoder, 1 / gain, -offset / gain)):
+            with torch.no_grad():
+                conv.weight.copy_(weight * torch.eye(3)[:, :, None, None])
+            nn.init.constant_(conv.bias, bias)  # type: ignore[arg-type]
