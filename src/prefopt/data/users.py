@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ USER = "user_embedding|user"
 """The need of a method that reads who chose."""
 
 WEIGHTS, RECORD = "users.safetensors", "users.json"
+SHOWN = 8  # names in a message
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,9 @@ class UserTable:
     shots: Mapping[str, Sequence[Sequence[str]]]
     encoder: Mapping[str, Any]
     scale: float = 1.0
-    too_few: Mapping[str, int] = None  # type: ignore[assignment]
+    too_few: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "too_few", dict(self.too_few or {}))
         check_alike(self.embeddings)
 
     @property
@@ -55,23 +55,26 @@ class UserTable:
 
     def draws(self, user: str, pairs: Sequence[str]) -> Tensor:
         """[n, p, d] the user's draws that were not made of any of these pairs. Raises PrefoptError if there is none."""
-        if user not in self.embeddings:
-            raise PrefoptError(
-                f"the table of users has no '{user}'; it has {', '.join(list(self.embeddings)[:5])}, ..."
-            )
+        every = self.of(user)
         clean = [i for i, made_of in enumerate(self.shots[user]) if not set(pairs) & set(made_of)]
         if not clean:
             raise PrefoptError(
                 f"every embedding of user '{user}' was made of the very pair that is to be learnt: build the table anew "
                 "with prefopt data build users, which leaves a draw for each pair, or take this pair out of the data"
             )
-        return self.embeddings[user][clean]
+        return every[clean]
 
     def mean(self, user: str) -> Tensor:
         """[p, d] of a user who has been seen: the mean of all draws."""
+        return self.of(user).mean(0)
+
+    def of(self, user: str) -> Tensor:
+        """[draws, p, d] of a user. Raises PrefoptError, with those that there are, for another."""
         if user not in self.embeddings:
-            raise PrefoptError(f"no user '{user}' in the table; there are {', '.join(sorted(self.embeddings))}")
-        return self.embeddings[user].mean(0)
+            names = sorted(self.embeddings)
+            more = ", ..." if len(names) > SHOWN else ""
+            raise PrefoptError(f"the table of users has no '{user}'; it has {', '.join(names[:SHOWN])}{more}")
+        return self.embeddings[user]
 
     def save(self, folder: Path) -> None:
         """Writes WEIGHTS and RECORD; the record last, so that it never describes what is not there."""
