@@ -121,10 +121,10 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.6), layout="constrained")
-    shapes, blobs = figure.subfigures(2, 1)
-    _plot_shapes(shapes, seeds)
+    above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    _plot_shapes(above, seeds)
     of_blobs = diffusion_dpo_blobs
-    bars_in(blobs, [seed["blobs"] for seed in seeds], of_blobs.NAMES, of_blobs.PANELS, of_blobs.COLOURS)
+    bars_in(below, [seed["blobs"] for seed in seeds], of_blobs.NAMES, of_blobs.PANELS, of_blobs.COLOURS)
     return figure
 
 
