@@ -17,6 +17,7 @@ from .bench import Bench
 from .in_blobs import TRAIN
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
     from ..models.diffusion import ImageModel
@@ -34,6 +35,17 @@ STATES = 32  # roll-outs of each caption, whose candidates are finished
 TEMPERATURE = 0.1  # of the world's labels
 LARGE = 500  # the upper half of the times
 PROMISED = "prefopt.reproductions.rewards_of_blobs:promised"
+TITLES = {
+    "accuracy": "accuracy on held-out pairs",
+    "log_loss": "their log-loss",
+    "agreement": "agreement on candidates",
+}
+LINES = {  # of the plot
+    "aware": ("step-aware", "#5b4b8a", "-"),
+    "told_0": ("the same, told time 0", "#5b4b8a", ":"),
+    "blind": ("time-blind", "#c8553d", "-"),
+    "truth": ("truth of what is promised", "#8a8a8a", "--"),
+}
 
 Score = Callable[["Tensor", Sequence[str], "Tensor"], "Tensor"]
 """(pictures [n, 3, H, W] in [-1, 1], their prompts, times [n]) -> [n]."""
@@ -161,6 +173,18 @@ def agreeing(judged: Tensor, true: Tensor) -> float:
 def at_large(found: Mapping[str, float]) -> float:
     """The mean over times above LARGE."""
     return float(np.mean([x for t, x in found.items() if int(t) > LARGE]))
+
+
+def by_time(axes: Axes, seeds: Sequence[BySteps], title: str) -> None:
+    """A line for each judge over the times, the mean over seeds."""
+    for name, (shown, colour, line) in LINES.items():
+        times = list(seeds[0][name])
+        means = [np.mean([seed[name][t] for seed in seeds]) for t in times]
+        axes.plot([int(t) for t in times], means, line, color=colour, label=shown, linewidth=1.2)
+    axes.invert_xaxis()
+    axes.set_xlabel("time", fontsize=7)
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _pairs(x: Tensor) -> Tensor:

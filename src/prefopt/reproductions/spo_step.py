@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bars import bars
+from .bars import bars_in
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .d3po import PAIRS, SAMPLER, STEPS, UPDATES, online
 from .in_blobs import EACH, grid, look, world
 from .measure_images import win_rate
 from .rewards_of_blobs import SCALE
-from .spo_judges import DRAWS, JUDGE, STATES, agreement, at_large, on_held_out, train_judges
+from .spo_judges import DRAWS, JUDGE, STATES, TITLES, agreement, at_large, by_time, on_held_out, train_judges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,10 +119,19 @@ def gain(m: Measurements, name: str) -> float:
 
 
 def plot(seeds: Sequence[Measurements]) -> Figure:
-    """True reward and win rate of 512 pictures, and the roll-outs' calls until LEVEL."""
-    whole = [{k: {"calls": 0.0} | seed[k] for k in NAMES} for seed in seeds]
-    panels = {"reward": "true reward", "win_rate": "win rate over the start", "calls": f"network calls until {LEVEL:g}"}
-    return bars(whole, NAMES, panels, COLOURS)
+    """True reward of 512 pictures, the roll-outs' calls until LEVEL, and how right the judges are at each time."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15.0, 3.3), layout="constrained")
+    left, middle, right = figure.subfigures(1, 3, width_ratios=(1.3, 0.7, 3))
+    bars_in(left, seeds, NAMES, {"reward": "true reward"}, COLOURS)
+    counted = {name: NAMES[name] for name in ("spo", "d3po")}
+    bars_in(middle, seeds, counted, {"calls": f"calls until {LEVEL:g}"}, COLOURS)
+    judged = right.subplots(1, len(TITLES))
+    for axes, (key, title) in zip(judged, TITLES.items(), strict=True):
+        by_time(axes, [seed["judges"][key] for seed in seeds], title)
+    judged[0].legend(fontsize=6, frameon=False)
+    return figure
 
 
 REPRODUCTION = Reproduction(
@@ -195,11 +204,20 @@ REPRODUCTION = Reproduction(
     plot=plot,
     steps=5 + len(RUNS) + len(LEARNED),
     remarks=(
-        "The paper's numbers are those of SDXL with a step-aware preference model trained on people's choices; here the "
-        "judge is the truth itself, which is blind to time. So that a judge that knows the time is better is not shown.",
+        "The paper's numbers are those of SDXL with a step-aware preference model trained on people's choices; the calls are "
+        "compared here with the truth itself as the judge, and the learned judges have labels of a known temperature.",
         "Pilot on seed 0, which is not judged: rate 1e-4 reaches 1.08 after 3 rounds; pools of early steps give a pair nine "
         "times in ten, those of the last two steps never: what they promise hardly varies any more. Random and best "
         "continuation did not differ in an earlier trial of the same size, so only that random is not worse is demanded.",
+        "The step-aware judge misses its bound by 0.012. What was looked into: it does see the time, by which its log-loss in "
+        "the upper half is 0.39 to 0.40, against 0.55 to 0.57 if it is told time 0 and 0.58 of the time-blind one; but the two "
+        "pictures of a pair have one time, so this cannot change their order, and told time 0 it orders them as well. What it "
+        "orders better is due to the predicted pictures that it was trained on. Much more is not to be had: it is already more "
+        "often right than the truth of what is promised (by 0.01), and at 701 and below both are right in 97 % and more.",
+        "Tried on the same seeds after the verdict, with other noises: 300 steps again 0.022, 0.011 and 0.015; from a plain "
+        "judge of 300 steps 300 more of either kind 0.042, 0.024 and 0.028; 1000 steps 0.063, 0.075 and 0.041. "
+        "The longer they are trained, the less the time-blind one knows of predicted pictures. The budget was not changed after the seeds were judged.",
+        "With as many calls, SPO gains with either learned judge what it gains with the truth.",
         "The calls of the run in which the best goes on are not comparable: its roll-outs pick the best of every pool, so "
         "their reward is not the model's.",
     ),
