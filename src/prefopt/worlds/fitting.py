@@ -60,6 +60,11 @@ def fit_denoiser(
     return float(np.mean(history[-50:]))
 
 
+def to_pixels(pictures: np.ndarray) -> Tensor:
+    """[N, H, W, 3] uint8 -> [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def optimised(net: nn.Module, steps: int, rate: float, progress: bool, name: str) -> Iterator:
     """`steps` times a function that takes the loss and makes one AdamW step (one cycle of the rate)."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)

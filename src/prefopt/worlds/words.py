@@ -1,11 +1,13 @@
-"""The text side of tiny image pipelines: a real CLIP tokenizer whose tokens are the words of a world's captions, and a
-real CLIP text encoder of one layer."""
+"""Parts of tiny image pipelines: a real CLIP tokenizer whose tokens are the words of a world's captions, a real CLIP text
+encoder of one layer, a scheduler; and a whole pipeline on pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
+
+import torch
 
 
 def word_tokenizer(words: Iterable[str], longest: int) -> Any:
@@ -80,3 +82,53 @@ def sd_scheduler(prediction: str = "epsilon") -> Any:
         steps_offset=1,
         prediction_type=prediction,
     )
+
+
+def pixel_pipeline(
+    captions: Iterable[str],
+    longest: int,
+    pixels: Callable[[], Any],
+    blocks: Sequence[str],
+    *,
+    side: int,
+    channels: int,
+    width: int,
+    prediction: str = "epsilon",
+    seed: int = 0,
+) -> Any:
+    """An untrained Stable Diffusion pipeline of small pictures, whose UNet of two levels (16 and 32 wide) works on pixels.
+
+    longest   tokens of a caption, with both marks
+    pixels    makes what stands where the VAE would (models/pixels.py), of so many `channels`
+    blocks    of the UNet's way down, as diffusers calls them; the way up mirrors them
+    width     of the text encoder
+    """
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    tokenizer = word_tokenizer({word for text in captions for word in text.split()}, longest)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=side,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(16, 32),
+            down_block_types=tuple(blocks),
+            up_block_types=tuple(block.replace("Down", "Up") for block in reversed(blocks)),
+            layers_per_block=1,
+            cross_attention_dim=width,
+            attention_head_dim=8,
+            norm_num_groups=8,
+        )
+        pipeline: Any = StableDiffusionPipeline(
+            vae=pixels(),
+            text_encoder=text_encoder(tokenizer, width),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=sd_scheduler(prediction),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from ...errors import PrefoptError
+from ...files import write_jsonl
 from ...models.diffusion import image_model
 from ...rollout.images import ImageSampling, sample_images
 from ..cache import World, build_once, folder_once
-from ..fitting import fit_denoiser
+from ..fitting import fit_denoiser, to_pixels
 from .pipelines import tiny_pipeline
 from .truth import BRIGHTEST, DARKEST, LEVELS, blob, captions, parse, reward
 
@@ -80,12 +81,11 @@ def _pretrain(
     numbers = rng.integers(len(all_), size=DRAWN)
     pictures = [_drawn(all_[n], rng) for n in numbers]
     numbers = np.where(rng.random(DRAWN) < wrong, rng.integers(len(all_), size=DRAWN), numbers)
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         error = fit_denoiser(
             model,
-            model.encode_images(pixels),
+            model.encode_images(to_pixels(np.stack(pictures))),
             torch.from_numpy(numbers),
             all_,
             torch.Generator().manual_seed(seed),
@@ -116,10 +116,10 @@ def _data(folder: Path, temperature: float, count: int, brightness: bool, rng: n
     train = [_pair(*_shown(folder, f"train-{n:04d}", all_, 2, rng), temperature, rng) for n in range(count)]
     heldout = [_pair(*_shown(folder, f"heldout-{n:04d}", all_, 2, rng), 0.0, rng) for n in range(HELD_OUT)]
     lists = [_shown(folder, f"list-{n:04d}", all_, IN_A_LIST, rng) for n in range(LISTS)]
-    _write(folder / "train.jsonl", train)
-    _write(folder / "heldout.jsonl", heldout)
-    _write(folder / "lists.jsonl", [{"prompt": p, "responses": f, "scores": s} for p, f, s in lists])
-    _write(folder / "prompts.jsonl", [{"prompt": text} for text in all_])
+    write_jsonl(folder / "train.jsonl", train)
+    write_jsonl(folder / "heldout.jsonl", heldout)
+    write_jsonl(folder / "lists.jsonl", [{"prompt": p, "responses": f, "scores": s} for p, f, s in lists])
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": text} for text in all_])
     return {"flipped": float(np.mean([row["chosen_score"] < row["rejected_score"] for row in train]))}
 
 
@@ -142,7 +142,3 @@ def _pair(text: str, files: list[str], truth: list[float], temperature: float, r
     w, l = (0, 1) if rng.random() < chance else (1, 0)
     scores = {"chosen_score": truth[w], "rejected_score": truth[l]}
     return {"prompt": text, "chosen": files[w], "rejected": files[l], **scores}
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import PrefoptError
+from ...files import write_jsonl
 from ...models.diffusion import image_model
 from ...rollout.images import ImageSampling, sample_images
 from ..cache import World, build_once
@@ -86,7 +86,7 @@ def _make(
     (folder / "images").mkdir()
     pictures = _pairs(folder, "train", pipeline, seen, effort.pairs, temperature, rng, progress)
     _pairs(folder, "heldout", pipeline, held_out, effort.held_out, 0.0, rng, progress)
-    _write(folder / "prompts.jsonl", [{"prompt": c} for c in held_out])
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": c} for c in held_out])
     return facts | {"mean_reward": pictures, "held_out_captions": held_out}
 
 
@@ -118,9 +118,5 @@ def _pairs(
         w, l = (0, 1) if first[n] else (1, 0)
         scores = {"chosen_score": round(float(truth[n, w]), 4), "rejected_score": round(float(truth[n, l]), 4)}
         rows.append({"prompt": prompts[2 * n], "chosen": files[w], "rejected": files[l], **scores})
-    _write(folder / f"{name}.jsonl", rows)
+    write_jsonl(folder / f"{name}.jsonl", rows)
     return float(truth.mean())
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -8,18 +8,13 @@ from torch import Tensor
 
 from ...models.diffusion import ImageModel
 from ...scoring.schedules import Prediction
-from ..fitting import fit_denoiser, optimised
+from ..fitting import fit_denoiser, optimised, to_pixels
 from .render import CELL, COLOURS, SHAPES, SIZE, Scene, render, scenes
 
 CAPTION_DROPOUT = 0.1
 HIGHEST_SNR = 0.5
 """Errors in the clean latents count by the signal-to-noise ratio up to here (min-SNR weighting, 2303.09556). What the
 picture shows is decided at high noise: this doubles what a step teaches about it."""
-
-
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """[N, 32, 32, 3] uint8 -> [N, 3, 32, 32] in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_vae(model: ImageModel, steps: int, rng: np.random.Generator, progress: bool, batch: int = 16) -> float:
