@@ -27,7 +27,7 @@ from .cli_common import (
 )
 from .cli_data import data_app
 from .cli_images import merge
-from .errors import PrefoptError
+from .errors import PrefoptError, of_the_machine
 
 app = typer.Typer(
     help="Preference optimisation for language, image and video models.",
@@ -381,12 +381,13 @@ def _answered() -> int:
     """Runs the command; its exit code."""
     try:
         app(standalone_mode=True)
-    except PrefoptError as e:
-        if os.environ.get("PREFOPT_DEBUG"):
+    except Exception as e:
+        said = str(e) if isinstance(e, PrefoptError) else of_the_machine(e)
+        if said is None or os.environ.get("PREFOPT_DEBUG"):
             raise
         if os.environ.get("RANK", "0") == "0":  # the main process says it
             err.print("[bold red]error:[/bold red] ", end="")
-            err.print(str(e), markup=False, highlight=False, soft_wrap=True)
+            err.print(said, markup=False, highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
         err.print("stopped; start the same command again to go on")

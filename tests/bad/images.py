@@ -171,3 +171,28 @@ def images_damaged_vae(p: Place) -> list[str]:
     weights["decoder.conv_out.weight"][0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
     return images(p, model=path.parents[1])
+
+
+@bad("2 of 2 pairs are of equal pictures", "nothing to prefer")
+def images_equal_under_two_names(p: Place) -> list[str]:
+    rows = [pair(p, n) | {"rejected": picture(p, f"again-{n}.png", shade=2 * n)} for n in range(2)]
+    return images(p, rows=rows)
+
+
+@bad("numbers of 32 bits", "row 1", "8 or 16 bits")
+def images_of_floats(p: Place) -> list[str]:
+    Image.new("F", (32, 32)).save(p.tmp / "floats.tiff")
+    return images(p, rows=[pair(p) | {"rejected": str(p.tmp / "floats.tiff")}])
+
+
+@bad("row 1", "web address", "download")
+def images_on_the_web(p: Place) -> list[str]:
+    return images(p, rows=[pair(p) | {"rejected": "https://example.org/a.png"}])
+
+
+@bad("images that cannot be decoded", "truncated", "not sound")
+def doctor_decodes_images_whole(p: Place) -> list[str]:
+    whole = Image.effect_noise((64, 64), 90)
+    whole.save(p.tmp / "half.png")
+    half = p.file("half.png", (p.tmp / "half.png").read_bytes()[:1500])
+    return ["data", "check", str(p.rows(pair(p) | {"rejected": str(half)}))]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.bad import Place, Table
-from tests.bad.images import pair
+from tests.bad.images import CAPTION, pair
 from tests.small_clip import save_clip
 
 bad = Table()
@@ -98,3 +98,28 @@ def scorer_of_another_shape(p: Place) -> list[str]:
     return build(
         p, "labels", "--reward", f"hpsv2:{clip(p, lambda w: w.update({'visual_projection.weight': torch.zeros(3, 3)}))}"
     )
+
+
+def judged(p: Place, method: str, name: str, arguments: str) -> list[str]:
+    more = ("method.steps=4", "rollout.rounds=1", "rollout.prompts_per_round=1")
+    own = f"rollout.reward={function(p, name, arguments)}"
+    return p.train(*more, own, method=method, model=p.fixture("image_model"), data=p.rows({"prompt": CAPTION}))
+
+
+for name, words in {"none": "must return one number", "short": "1 scores for 2", "raises": "failed with"}.items():
+
+    def step_judge(p: Place, name: str = name) -> list[str]:
+        return [*judged(p, "spo-step", name, "of, prompts, times"), "method.divert_start_step=1"]
+
+    step_judge.__name__ = f"step_judge_{name}"
+    bad("step judge", words)(step_judge)
+
+
+@bad("reward", "nan", "not finite")
+def reward_that_is_no_number(p: Place) -> list[str]:
+    return judged(p, "d3po", "nan", "prompts, of")
+
+
+@bad("both sides alike", "all 2 pairs", "--gap 0")
+def labels_that_all_tie(p: Place) -> list[str]:
+    return build(p, "labels", "--reward", f"{p.file('own.py', 'def f(prompts, of): return [1.0] * len(of)')}:f")

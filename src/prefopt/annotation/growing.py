@@ -36,9 +36,10 @@ def grow(
     note, part = output.with_name(output.name + ".job"), output.with_name(f".{output.name}.part")
     job = json.loads(json.dumps(job, default=str))
     known = json.loads(note.read_text()) if note.is_file() else None
-    if output.exists() or (known is not None and known.get("made_from") != job):
-        if known is None or known.get("made_from") != job:
-            raise PrefoptError(f"output {output} holds something else; nothing is overwritten: give a new file")
+    same = known is not None and known.get("made_from") == job
+    if (output.exists() or part.exists()) and not same:
+        raise PrefoptError(f"output {output} holds something else; nothing is overwritten: give a new file")
+    if known is not None and output.exists():
         return known
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(note, json.dumps({"made_from": job}, indent=1) + "\n")

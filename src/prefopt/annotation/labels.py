@@ -40,6 +40,10 @@ def build_labels(
     made = [_relabelled(e, gap, output.parent) for e in found]
     told = {kind: sum(kind == other for other, _ in made) for kind in KINDS}
     rows = [row for kind, row in made if kind != TIE or gap is not None]
+    if found and not rows:
+        raise PrefoptError(
+            f"{reward} scores both sides alike in all {len(found)} pairs, so there is nothing to label; --gap 0 keeps ties"
+        )
     job = {"scored": json.loads(scored.with_name(scored.name + ".job").read_text())["made_from"], "gap": gap}
     record = grow(output, job, rows, list, title="labels", progress=progress)
     return record | {"told": told}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefopt.data.fields import Unreadable, short
 from prefopt.errors import PrefoptError
@@ -43,6 +44,37 @@ def check_image(value: Any, base: Path = Path()) -> tuple[int, int]:
     return _open(value, base).size
 
 
+class Look(NamedTuple):
+    """What there is to say about a picture that was decoded whole."""
+
+    size: tuple[int, int]
+    moving: bool  # several frames, of which the first is read
+    digest: bytes  # equal for equal pictures
+
+
+def look_at(value: Any, base: Path = Path()) -> Look:
+    """Decodes the picture whole (a JPEG at an eighth, which reads all of it), for the doctor. Raises Unreadable."""
+    image = _open(value, base)
+    size, moving = image.size, is_moving(image)
+    try:
+        image.draft("RGB", (1, 1))
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise Unreadable(f"image {short(_named(value))} cannot be decoded ({error})", "image") from error
+    return Look(size, moving, digest + repr(size).encode())
+
+
+def is_moving(value: Any, base: Path = Path()) -> bool:
+    """Has it several frames? Only the first is ever read."""
+    return bool(getattr(_open(value, base), "is_animated", False))
+
+
+def _named(value: Any) -> Any:
+    return (
+        (value.get("path") or "bytes") if isinstance(value, Mapping) else value if isinstance(value, str) else "bytes"
+    )
+
+
 def is_image(value: Any) -> bool:
     """Whether a response is an image: bytes, a PIL image, {bytes, path}, or text that names an image file."""
     if isinstance(value, (bytes, bytearray)):
@@ -73,7 +105,9 @@ def _open(value: Any, base: Path) -> Image:
     except FileNotFoundError as error:
         raise Unreadable(f"{name} does not exist", "image") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise Unreadable(f"{name} cannot be decoded as an image ({error})", "image") from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose words hold an address in memory
+        why = "no known format" if unknown else getattr(error, "strerror", None) or error
+        raise Unreadable(f"{name} cannot be decoded as an image ({why})", "image") from error
 
 
 def _source(value: Any, base: Path) -> tuple[Any, str]:
@@ -95,6 +129,8 @@ def _source(value: Any, base: Path) -> tuple[Any, str]:
             raise Unreadable("image path is empty", "image")
         if len(str(value)) > 4096:  # no path is so long: bytes that went through JSON
             return _decoded(str(value))
+        if "://" in str(value)[:12]:
+            raise Unreadable(f"image {value} is a web address; download it, and give the file", "image")
         return base / Path(value).expanduser(), f"image {value}"
     raise Unreadable(f"image is {type(value).__name__}, expected a path, bytes or a PIL image", "image")
 
@@ -110,15 +146,22 @@ def _sized(image: Image, name: str) -> Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted", "image")
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise Unreadable(
+            f"{name} holds numbers of 32 bits, and nobody says which is white; save it with 8 or 16 bits", "image"
+        )
     return image
 
 
 def _rgb(image: Image) -> Image:
+    import numpy as np
     from PIL import Image as pil
     from PIL import ImageOps
 
     try:
         image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits: a plain conversion would cut at 255
+            image = pil.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype("uint8"))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image).convert("RGB")

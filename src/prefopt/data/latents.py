@@ -26,7 +26,9 @@ from ..files import cache_folder
 from ..models.diffusion import ImageModel
 from ..scoring.conditioning import CONDITIONS, time_ids
 from .example import Example
+from .fields import short
 from .images import image_of
+from .rule import log
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ def encode_captions(
     folder = (cache or cache_folder("latents")) / f"text-{fingerprint(encoders)[:16]}"
     paths = [folder / f"{_digest(c.encode())}.safetensors" for c in captions]
     wanted = dict(zip(paths, captions, strict=True))
+    if cut := model.overlong(captions):
+        log.warning(
+            "%d of %d captions are longer than any text encoder reads, and are cut there; the first: %s",
+            sum(c in set(cut) for c in captions), len(captions), short(cut[0], 80),
+        )  # fmt: skip
     for some in _batches(list(wanted.items()), batch_size, progress, "captions to embeddings"):
         made = model.encode_captions([c for _, c in some])
         for n, (path, caption) in enumerate(some):

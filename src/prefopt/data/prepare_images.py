@@ -16,7 +16,7 @@ from .config import DataConfig
 from .example import ENUMERATED, Example
 from .experts import best_images
 from .image_examples import read_split, stop_if_empty
-from .images import check_image
+from .images import check_image, is_moving
 from .latents import ImageSet, encode_examples
 from .own_captions import look_at_captions
 from .prepare import carried
@@ -75,10 +75,24 @@ def prepare_images(
             log.warning("%s: %s", ", ".join(data.paths), remark)
     encoded = encode_examples(train, model, flip=flip, progress=progress)
     evaluated = encode_examples(held_out, model, held_out=True, progress=progress) if held_out else None
+    _tell_of_equal(encoded, data, CAPTIONS in needs)
     if read.users:
         encoded = replace(encoded, users=read.users[: len(train)])
         evaluated = evaluated and replace(evaluated, users=read.users[len(train) :])
     return PreparedImages(encoded, evaluated, record | {"fingerprint": encoded.fingerprint})
+
+
+def _tell_of_equal(encoded: ImageSet, data: DataConfig, own_captions: bool) -> None:
+    """Pairs of one picture under two names: a margin of 0, whatever the model. PrefoptError where there are no others."""
+    pairs = [
+        images[a] == images[b] for e, images in zip(encoded.examples, encoded.images, strict=True) for a, b in e.pairs
+    ]
+    if own_captions or not any(pairs):
+        return
+    said = f"{', '.join(data.paths)}: {sum(pairs)} of {len(pairs)} pairs are of equal pictures under two names"
+    if all(pairs):
+        raise PrefoptError(f"{said}, so there is nothing to prefer; give the pictures that were compared")
+    log.warning("%s: they teach nothing", said)
 
 
 def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
@@ -100,6 +114,8 @@ def read_pictures(data: DataConfig, needs: Iterable[str] = ()) -> Pictures:
         train, users, record["users"] = users_of(train, table)
         held_out, theirs, _ = users_of(held_out, table) if held_out else (held_out, [], {})
         users += theirs
+        if few := record["users"]["rows_of_users_with_too_few_pairs"]:
+            log.warning("%s: %d rows dropped: of users with too few pairs for an embedding", ", ".join(data.paths), few)
     numbered, notes = _numbered([*train, *held_out], asked)
     train, held_out = numbered[: len(train)], numbered[len(train) :]
     record |= {"paths": data.paths, "train": {"examples": len(train)}, "ranges": _ranges(train, asked, data.paths)}
@@ -140,12 +156,15 @@ def _ranges(examples: Sequence[Example], asked: frozenset[str], paths: Sequence[
 
 def _sizes(examples: Sequence[Example], resolution: int) -> dict[str, Any]:
     """How many images the resize rule touches, and how many examples mix sizes: worth a look before training."""
-    counts = {"resolution": resolution, "resized": 0, "enlarged": 0, "examples_of_mixed_size": 0}
+    counts = {"resolution": resolution, "resized": 0, "enlarged": 0, "examples_of_mixed_size": 0, "moving": 0}
     for example in examples:
         sizes = [check_image(r, Path(example.file).parent) for r in example.responses]
         counts["resized"] += sum(size != (resolution, resolution) for size in sizes)
         counts["enlarged"] += sum(min(size) < resolution for size in sizes)
         counts["examples_of_mixed_size"] += len(set(sizes)) > 1
+        counts["moving"] += sum(is_moving(r, Path(example.file).parent) for r in example.responses)
+    if counts["moving"]:
+        log.warning("%d images have several frames: only the first is read", counts["moving"])
     return counts
 
 

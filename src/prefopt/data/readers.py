@@ -128,10 +128,14 @@ Parsed = Iterator[tuple[Any, str | None]]
 
 
 def _json_lines(stream: Any, path: Path) -> Parsed:
+    """Empty lines at the end are none."""
+    empty = 0
     for line in stream:
         if not line.strip():
-            yield None, "is an empty line"
+            empty += 1
             continue
+        yield from [(None, "is an empty line")] * empty
+        empty = 0
         try:
             yield json.loads(line), None
         except ValueError as error:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
@@ -29,6 +30,7 @@ from prefopt.data.rule import fit
 from prefopt.data.side_notes import Agreement, Widths
 from prefopt.data.source import asked_by_name
 from prefopt.data.triples import GOLD_IS_CHOSEN
+from prefopt.data.validate_pictures import Pictures, pipeline_tokenizers
 from prefopt.errors import PrefoptError, first_line
 
 Severity = Literal["error", "warn", "info"]
@@ -104,7 +106,10 @@ def check_data(
         kind = modality or guess_modality(rename(first, data) if first else {})
         needed = frozenset(needs) | frozenset(data.use)
         interpret = Interpreter(layout, data, kind, asked_by_name(needed))
-        doctor = _Doctor(data, needed, interpret, _encoder(tokenizer, data), paths)
+        encoder = None if kind == "image" else _encoder(tokenizer, data)
+        doctor = _Doctor(data, needed, interpret, encoder, paths)
+        if kind == "image":
+            doctor.pictures = Pictures(_of_pipeline(tokenizer))
         if first is not None:
             doctor.row(first)
         for row in again:
@@ -120,6 +125,13 @@ def guess_modality(values: Mapping[str, Any]) -> Modality:
         if value is not None and not (isinstance(value, Mapping) and "role" in value) and is_image(value):
             return "image"
     return "text"
+
+
+def _of_pipeline(place: Any) -> dict[str, Any]:
+    """The tokenizers of a pipeline's folder, where it is one."""
+    if place is None or not (Path(place) / "model_index.json").is_file():
+        return {}
+    return pipeline_tokenizers(Path(place))
 
 
 def _encoder(tokenizer: Any, data: DataConfig) -> Encoder | None:
@@ -144,6 +156,7 @@ class _Doctor:
     paths: list[str]
 
     def __post_init__(self) -> None:
+        self.pictures: Pictures | None = None
         self.findings: dict[str, Finding] = {}
         self.rows = self.dropped = self.unreadable = 0
         self.types: dict[str, dict[str, Finding]] = {}
@@ -158,6 +171,7 @@ class _Doctor:
         where = str(row.row) if len(self.paths) == 1 and row.file == self.paths[0] else f"{row.file} row {row.row}"
         try:
             example = self.widths.check(fit(self.interpret(row), self.data, self.needs))
+            looks = self.pictures.decoded(example) if self.pictures else []
             encoded = self._encoded(example, where)
         except Unreadable as error:
             self.unreadable += 1
@@ -172,6 +186,8 @@ class _Doctor:
             return
         self._content(example, where)
         self._sizes(example, encoded)
+        for remark in self.pictures.remarks(example, looks) if self.pictures else ():
+            self._find(remark[0], remark[1], where, remark[2])
 
     def _find(self, title: str, severity: Severity, where: str, detail: str = "") -> None:
         self.findings.setdefault(title, Finding(title, severity)).add(where, detail)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.validate_pictures import TOKENIZERS, overlong
 from ..errors import PrefoptError
 from ..scoring.conditioning import Kind
 from ..scoring.schedules import Schedule
@@ -72,10 +73,15 @@ class ImageModel:
         """What the text encoders see of each caption: token ids, cut to their lengths, of all of them."""
         parts = self.pipeline.components
         found = []
-        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        for name in TOKENIZERS:
             if (words := parts.get(name)) is not None:
                 found.append(words(list(captions), truncation=True, max_length=words.model_max_length)["input_ids"])
         return [tuple(map(tuple, each)) for each in zip(*found, strict=True)]
+
+    def overlong(self, captions: Sequence[str]) -> list[str]:
+        """Those of the captions that no text encoder reads to their end."""
+        parts = self.pipeline.components
+        return overlong(captions, {name: parts[name] for name in TOKENIZERS if parts.get(name) is not None})
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

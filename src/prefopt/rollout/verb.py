@@ -119,14 +119,16 @@ def _prompts(data: DataConfig) -> Sequence[Any]:
 def _claimed(output: Path, job: dict[str, Any], chunk: int, total: int) -> int:
     """How many prompts are done. PrefoptError if the folder holds another job."""
     note = output / "images.jsonl.job"  # no data file: the folder as a whole is read as data
-    if not note.exists():
-        if any(not p.name.startswith(".") for p in output.iterdir()):  # hidden: what a kill may leave of the note
-            raise PrefoptError(f"output {output} holds other files; nothing is overwritten: give a new folder")
-        write_atomically(note, json.dumps(job, indent=1))
-    elif json.loads(note.read_text()) != job:
-        raise PrefoptError(f"output {output} holds samples of another job (see {note.name}); give a new folder")
     rows = output / "images.jsonl"
-    return whole_chunks(rows, chunk, total) if rows.exists() else 0
+    known = json.loads(note.read_text()) if note.exists() else None
+    if known is None and any(not p.name.startswith(".") for p in output.iterdir()):  # hidden: what a kill may leave
+        raise PrefoptError(f"output {output} holds other files; nothing is overwritten: give a new folder")
+    begun = rows.exists() and rows.stat().st_size > 0
+    if begun and known != job:
+        raise PrefoptError(f"output {output} holds samples of another job (see {note.name}); give a new folder")
+    if known != job:
+        write_atomically(note, json.dumps(job, indent=1))
+    return whole_chunks(rows, chunk, total) if begun else 0
 
 
 def _write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.util
 import logging
 import os
@@ -14,10 +13,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from ..config import RunConfig
-from ..errors import PrefoptError
+from ..errors import PrefoptError, of_the_machine
 from ..methods import load_file
 from ..models.text import model_kind
 from ..objectives.compose import annotated
@@ -278,14 +278,12 @@ class _StopAfter(transformers.TrainerCallback):
 def _words_for_a_full_disk(place: str) -> Iterator[None]:
     try:
         yield
-    except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        raise PrefoptError(
-            f"{place}: no space left on the disk. Make room and start again: the run goes on where it was"
-        ) from e
     except torch.OutOfMemoryError as e:
         raise PrefoptError(
             "the device is out of memory. Lower train.per_device_train_batch_size and raise "
             "train.gradient_accumulation_steps, or set train.token_budget: the step stays the same"
         ) from e
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if (said := of_the_machine(e)) is None:
+            raise
+        raise PrefoptError(f"{place}: {said}") from e

@@ -74,6 +74,12 @@ class ImageRounds:
         """[N, 3, H, W] in [-1, 1]."""
         return torch.cat([self.model.decode_latents(x) for x in latents.split(16)]).clamp(-1, 1)
 
+    def noise(self) -> tuple[list[str], Tensor]:
+        """Two prompts and pictures [2, 3, R, R] of noise: a judge that fails on them would fail after hours of roll-outs."""
+        g = torch.Generator().manual_seed(0)
+        side = self.model.resolution
+        return self.text([0, len(self.prompts) - 1]), 2 * torch.rand(2, 3, side, side, generator=g) - 1
+
     def text(self, which: Sequence[int]) -> list[str]:
         return [self.prompts[i].prompt for i in which]
 
@@ -90,6 +96,9 @@ class TrajectoryRounds(ImageRounds):
         super().__init__(of, how)
         self.how, self.reward, self.together = how, reward, how.kept
         self.most = self.total * how.samples * (how.samples - 1) // 2 * how.kept
+        if reward is not None:
+            said, pictures = self.noise()
+            verdict_scores(reward, said, as_pictures(pictures))
 
     def piece(self, policy: nn.Module, number: int, piece: int, folder: Path) -> Mapping[str, Tensor]:
         """states [B, k, S + 1, C, H, W], prompt [B], and with a reward scores [B, k, K]."""
@@ -166,6 +175,8 @@ class PoolRounds(ImageRounds):
         super().__init__(of, how)
         self.how, self.judge, self.together = how, judge, 1
         self.most = self.total * how.verdicts * how.span
+        said, pictures = self.noise()
+        judge.score(pictures, said, self.grid.t[:1].repeat(2))
 
     def piece(self, policy: nn.Module, number: int, piece: int, folder: Path) -> Mapping[str, Tensor]:
         """states and nexts [B, V, span, 2, C, H, W] of V verdicts, scores [B, V, k], gap [B, V], prompt [B]."""
