@@ -30,8 +30,9 @@ from prefopt.data.rule import fit
 from prefopt.data.side_notes import Agreement, Widths
 from prefopt.data.source import asked_by_name
 from prefopt.data.triples import GOLD_IS_CHOSEN
-from prefopt.data.validate_pictures import Pictures, pipeline_tokenizers
+from prefopt.data.validate_pictures import Pictures
 from prefopt.errors import PrefoptError, first_line
+from prefopt.models.caption_length import pipeline_tokenizers
 
 Severity = Literal["error", "warn", "info"]
 NAMED = 20

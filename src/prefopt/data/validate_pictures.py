@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import PrefoptError, first_line
+from ..models.caption_length import longest, overlong
 from .example import Example
 from .images import Look, look_at
 
 Remark = tuple[str, Literal["warn", "info"], str]  # title, severity, detail
-TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-LONGEST = {"tokenizer_3": 256}
-"""Tokens that a pipeline gives to an encoder whose tokenizer would allow more (SD3's T5)."""
 
 
 class Pictures:
@@ -37,34 +34,4 @@ class Pictures:
         if any(looks[a].digest == looks[b].digest for a, b in example.pairs):
             yield "pairs of equal pictures", "warn", "the same picture under two names: there is nothing to prefer"
         if self.tokenizers and overlong([str(example.prompt), *example.captions], self.tokenizers):
-            yield "captions that are cut", "warn", f"no text encoder reads more than {_limits(self.tokenizers)} tokens"
-
-
-def overlong(captions: Sequence[str], tokenizers: dict[str, Any]) -> list[str]:
-    """Those of the captions that none of the tokenizers' encoders reads to their end."""
-    left = list(dict.fromkeys(captions))
-    for name, words in tokenizers.items():
-        if left:
-            ids = words(left, truncation=False, verbose=False)["input_ids"]
-            left = [caption for caption, each in zip(left, ids, strict=True) if len(each) > limit(name, words)]
-    return left
-
-
-def limit(name: str, words: Any) -> int:
-    """Tokens that an encoder reads."""
-    return min(words.model_max_length, LONGEST.get(name, words.model_max_length))
-
-
-def _limits(tokenizers: dict[str, Any]) -> int:
-    return max(limit(name, words) for name, words in tokenizers.items())
-
-
-def pipeline_tokenizers(folder: Path) -> dict[str, Any]:
-    """The tokenizers of a pipeline's folder, by their names."""
-    from transformers import AutoTokenizer
-
-    load: Callable[..., Any] = AutoTokenizer.from_pretrained
-    try:
-        return {name: load(folder / name) for name in TOKENIZERS if (folder / name).is_dir()}
-    except (OSError, ValueError) as error:
-        raise PrefoptError(f"{folder}: its tokenizer cannot be read ({first_line(error)})") from error
+            yield "captions that are cut", "warn", f"no text encoder reads more than {longest(self.tokenizers)} tokens"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.validate_pictures import TOKENIZERS, overlong
 from ..errors import PrefoptError
 from ..scoring.conditioning import Kind
 from ..scoring.schedules import Schedule
+from .caption_length import TOKENIZERS, overlong
 from .damage import refuse_damaged
 
 ADAPTED = ("to_k", "to_q", "to_v", "to_out.0")
