@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..errors import PrefoptError
 from ..files import cache_folder
 from ..models.diffusion import ImageModel
-from ..scoring.conditioning import CONDITIONS, time_ids
+from ..scoring.conditioning import AESTHETIC_SCORES, CONDITIONS, time_ids
 from .example import Example
 from .fields import short
 from .images import image_of
@@ -157,12 +157,14 @@ def encode_captions(
 def empty_condition(model: ImageModel, *, cache: Path | None = None) -> dict[str, Tensor]:
     """The condition of a dropped caption: the text encoders' answer to ""."""
     condition = read_cached(encode_captions([""], model, cache=cache, progress=False)[0])
-    return condition | same_for_all(model)
+    return condition | same_for_all(model, empty=True)
 
 
-def same_for_all(model: ImageModel) -> dict[str, Tensor]:
-    """The conditions that no caption changes."""
-    return {"time_ids": time_ids(model.resolution)} if "time_ids" in CONDITIONS[model.kind] else {}
+def same_for_all(model: ImageModel, empty: bool = False) -> dict[str, Tensor]:
+    """The conditions that no caption changes; empty: those beside the empty caption, where a refiner's score is lower."""
+    if "time_ids" not in CONDITIONS[model.kind]:
+        return {}
+    return {"time_ids": time_ids(model.resolution, AESTHETIC_SCORES[empty] if model.reads_score else None)}
 
 
 def to_pixels(image: Any, resolution: int) -> Tensor:

@@ -49,6 +49,11 @@ class ImageModel:
         return {n: m for n, m in parts if isinstance(m, nn.Module) and m is not self.denoiser}
 
     @property
+    def reads_score(self) -> bool:
+        """Is it an SDXL refiner, told an aesthetic score where others are told the size of the picture?"""
+        return bool(self.pipeline.config.get("requires_aesthetics_score"))
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents of one image."""
         factor = self.pipeline.vae_scale_factor if self.pipeline.components.get("vae") is not None else 1
@@ -58,10 +63,11 @@ class ImageModel:
     def encode_captions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """{"text": [N, L, D]} and, for SDXL and SD3, {"pooled": [N, E]}, by the pipeline's own rule.
 
-        SDXL: hidden state -2 of both encoders side by side, pooled embedding of the last encoder only.
+        SDXL: hidden state -2 of both encoders side by side (its refiner has the second alone), pooled embedding of the
+        last encoder only.
         """
         encode, texts = self.pipeline.encode_prompt, list(captions)
-        device = self.pipeline.text_encoder.device
+        device = (self.pipeline.text_encoder or self.pipeline.text_encoder_2).device
         if self.kind == "sd":
             text, _ = encode(texts, device, num_images_per_prompt=1, do_classifier_free_guidance=False)
             return {"text": text}
@@ -231,14 +237,14 @@ def _kind(pipeline: Any, source: str) -> Kind:
         added = unet.config.addition_embed_type  # type: ignore[attr-defined]
         if encoders == ["text_encoder"] and added is None:
             kind = "sd"
-        elif encoders == ["text_encoder", "text_encoder_2"] and added == "text_time":
+        elif encoders in (["text_encoder", "text_encoder_2"], ["text_encoder_2"]) and added == "text_time":
             kind = "sdxl"
     if kind is None:
         denoiser = unet if transformer is None else transformer
         raise PrefoptError(
             f"{source}: a {type(pipeline).__name__} with {type(denoiser).__name__} and {encoders or 'no text encoder'} "
             "is of no supported kind. Supported: Stable Diffusion (UNet2DConditionModel, one CLIP encoder), SDXL (two, "
-            "with time ids), SD3 (SD3Transformer2DModel, two CLIP encoders, T5 optional)"
+            "with time ids) and its refiner (the second alone), SD3 (SD3Transformer2DModel, two CLIP encoders, T5 optional)"
         )
     _check_channels(pipeline, kind, source)
     return kind
@@ -261,11 +267,12 @@ def _check_channels(pipeline: Any, kind: Kind, source: str) -> None:
         )
     if kind == "sdxl":
         reads = pipeline.unet.add_embedding.linear_1.in_features
-        gives = 6 * net.addition_time_embed_dim + pipeline.text_encoder_2.config.projection_dim
+        ids = 5 if pipeline.config.get("requires_aesthetics_score") else 6
+        gives = ids * net.addition_time_embed_dim + pipeline.text_encoder_2.config.projection_dim
         if reads != gives:
             raise PrefoptError(
-                f"{source}: the UNet reads {reads} added features, but the pooled text and 6 time ids give {gives}; "
-                "this looks like the SDXL refiner, which is not supported"
+                f"{source}: the UNet reads {reads} added features, but the pooled text and {ids} time ids give {gives}; "
+                "a refiner has requires_aesthetics_score = true in model_index.json, and 5 time ids"
             )
 
 

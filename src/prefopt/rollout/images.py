@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ def sample_images(
     sampling = sampling or ImageSampling()
     if len(prompts) != len(seeds):
         raise PrefoptError(f"{len(prompts)} prompts and {len(seeds)} seeds; give one seed per picture")
+    if "strength" in inspect.signature(type(pipeline).__call__).parameters:
+        raise PrefoptError(
+            f"a {type(pipeline).__name__} refines pictures that it is given; of prompts alone it draws none"
+        )
     size = {} if sampling.size is None else {"height": sampling.size, "width": sampling.size}
     pipeline.set_progress_bar_config(disable=True)
     images: list[Any] = []

@@ -17,7 +17,7 @@ CONDITIONS: dict[Kind, tuple[str, ...]] = {
     "sdxl": ("text", "pooled", "time_ids"),
     "sd3": ("text", "pooled"),
 }
-"""What each kind is conditioned on: text [N, L, D], pooled [N, E] (SDXL, SD3), time_ids [N, 6] (SDXL).
+"""What each kind is conditioned on: text [N, L, D], pooled [N, E] (SDXL, SD3), time_ids [N, 6] (SDXL; [N, 5] its refiner).
 
 A UNet with a user branch (models/user_branch.py) reads "user" [N, p, d] too, through diffusers' door for image prompts.
 """
@@ -83,6 +83,13 @@ def guided(
     return free + guidance * (told - free)
 
 
-def time_ids(resolution: int) -> Tensor:
-    """[6] SDXL's (original height, width, crop top, left, target height, width); officially (R,R,0,0,R,R)."""
-    return torch.tensor([resolution, resolution, 0, 0, resolution, resolution], dtype=torch.float32)
+AESTHETIC_SCORES = (6.0, 2.5)  # what SDXL's refiner is told of a picture, and in the empty branch of guidance
+
+
+def time_ids(resolution: int, score: float | None = None) -> Tensor:
+    """[6] SDXL's (original height, width, crop top, left, target height, width); officially (R,R,0,0,R,R).
+
+    score: [5] of its refiner, which reads an aesthetic score instead of the target.
+    """
+    last = [resolution, resolution] if score is None else [score]
+    return torch.tensor([resolution, resolution, 0, 0, *last], dtype=torch.float32)
