@@ -162,7 +162,7 @@ def _classifier(seed: int) -> Any:
     from torch import nn
     from torch.nn import functional as F
 
-    from ..worlds.shapes.pretrain import to_pixels
+    from ..worlds.fitting import to_pixels
     from ..worlds.shapes.render import render, scenes
 
     rng, generator, every = np.random.default_rng([seed, 8]), torch.Generator().manual_seed(seed), scenes()

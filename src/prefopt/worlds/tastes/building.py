@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from ...errors import PrefoptError
+from ...files import write_jsonl
 from ...models.diffusion import image_model
 from ...rollout.images import ImageSampling, sample_images
 from ..cache import World, build_once
-from ..fitting import fit_denoiser
-from ..words import sd_scheduler, text_encoder, word_tokenizer
+from ..fitting import fit_denoiser, to_pixels
+from ..words import pixel_pipeline
 from .truth import SIDE, captions, drawn, features
 
 VERSION = "2"
@@ -24,6 +25,7 @@ STEPS, BATCH, RATE, DROPOUT = 1200, 64, 4e-3, 0.1
 DRAWN = 8192  # pictures that the model learns from
 POOL = 256  # of its own pictures for each caption, which pairs are made of
 WIDTH = 32  # of the text encoder
+TOKENS = 8  # longest caption with its two marks
 GAIN, OFFSET = 3.0, 2.7
 """Latents are gain * pixels + offset: mean about 0, deviation about 0.6. Dark pictures as they are, -0.9 in the mean, are
 far from the noise that sampling starts from (the schedule ends with a signal of 0.07), and come out as noise."""
@@ -63,11 +65,10 @@ def build(
             image.save(folder / "images" / f"{n:04d}.png")
         seen = features(said, images)
         known, new = (_users(n, name, rng) for n, name in ((couples, "user"), (new_couples, "new")))
-        _write(folder / "users.json", known | new)
+        (folder / "users.json").write_text(json.dumps(known | new, indent=1) + "\n", encoding="utf-8")
         _choices(folder / "train.jsonl", known, pairs, wrong, seen, rng)
         _choices(folder / "heldout.jsonl", new, pairs, 0.0, seen, rng)
-        rows = "".join(json.dumps({"prompt": c}) + "\n" for c in captions())
-        (folder / "prompts.jsonl").write_text(rows, encoding="utf-8")
+        write_jsonl(folder / "prompts.jsonl", [{"prompt": c} for c in captions()])
         return {"denoising_error": error, "spread": seen.std(0).round(3).tolist()}
 
     return build_once("tastes", version=VERSION, settings=settings, make=make, cache=cache)
@@ -104,7 +105,7 @@ def _choices(
             better = np.argmax(seen[two] @ np.asarray(taste)) ^ int(rng.random() < wrong)
             files = [f"images/{two[i]:04d}.png" for i in (better, 1 - better)]
             rows.append({"prompt": texts[which], "chosen": files[0], "rejected": files[1], "user": user})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(path, rows)
 
 
 def _pretrained(seed: int, rng: np.random.Generator, progress: bool) -> tuple[Any, float]:
@@ -113,11 +114,11 @@ def _pretrained(seed: int, rng: np.random.Generator, progress: bool) -> tuple[An
     texts = captions()
     numbers = rng.integers(len(texts), size=DRAWN)
     pictures = np.stack([drawn(texts[n], rng) for n in numbers])
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         error = fit_denoiser(
-            model, model.encode_images(pixels), torch.from_numpy(numbers), texts, torch.Generator().manual_seed(seed),
+            model, model.encode_images(to_pixels(pictures)), torch.from_numpy(numbers), texts,
+            torch.Generator().manual_seed(seed),
             steps=STEPS, batch=BATCH, rate=RATE, dropout=DROPOUT, progress=progress, name="tastes: denoiser",
         )  # fmt: skip
     return pipeline, error
@@ -125,38 +126,9 @@ def _pretrained(seed: int, rng: np.random.Generator, progress: bool) -> tuple[An
 
 def tiny_pipeline(seed: int = 0) -> Any:
     """An untrained Stable Diffusion pipeline of 8x8 colour pictures, with attention to the text in three places."""
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-
     from ...models.pixels import ColourPixels
 
-    tokenizer = word_tokenizer({word for text in captions() for word in text.split()}, 8)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet = UNet2DConditionModel(
-            sample_size=SIDE,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(16, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=WIDTH,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        )
-        pipeline: Any = StableDiffusionPipeline(
-            vae=ColourPixels(gain=GAIN, offset=OFFSET),  # type: ignore[arg-type]
-            text_encoder=text_encoder(tokenizer, WIDTH),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=sd_scheduler(PREDICTION),
-            safety_checker=None,  # type: ignore[arg-type]
-            feature_extractor=None,  # type: ignore[arg-type]
-            requires_safety_checker=False,
-        )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return pixel_pipeline(
+        captions(), TOKENS, lambda: ColourPixels(gain=GAIN, offset=OFFSET), ("DownBlock2D", "CrossAttnDownBlock2D"),
+        side=SIDE, channels=3, width=WIDTH, prediction=PREDICTION, seed=seed,
+    )  # fmt: skip
