@@ -24,7 +24,7 @@ def run(bench: Bench) -> dict[str, Any]:
 
     world = rivals.build(bench.folder / "world", seed=bench.seed, pairs=PAIRS)
     numbers: dict[str, Any] = {
-        "steps": rivals.epochs(EPOCHS, PAIRS, BATCH), "learning_rate": RATE, "seed": bench.seed
+        "steps": rivals.steps_of(EPOCHS, PAIRS, BATCH), "learning_rate": RATE, "seed": bench.seed
     }  # fmt: skip
     dpo = {"name": "dpo", "beta": BETA}
 

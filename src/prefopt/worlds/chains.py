@@ -7,7 +7,6 @@ step, one that is wrong from the start. An answer's true value is the share of i
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prefopt.files import write_jsonl
 from prefopt.worlds import letters
 
 DIGITS, OPERATIONS, STEPS, BRANCHES = "0123456789", "+-*", 4, 3
@@ -84,15 +84,16 @@ def build(folder: Path, *, seed: int, lists: int, heldout: int, demonstrations: 
     rng = random.Random(seed)  # noqa: S311
     world = Chains(folder / "model", folder / "train.jsonl", folder / "heldout.jsonl")
     asked = [prompt(rng) for _ in range(max(lists, demonstrations) + heldout)]
-    folder.mkdir(parents=True, exist_ok=True)
     for file, of in ((world.train, asked[:lists]), (world.heldout, asked[-heldout:])):
-        file.write_text("".join(json.dumps(tree(a, rng)) + "\n" for a in of), encoding="utf-8")
-    if not (world.model / "config.json").is_file():
+        write_jsonl(file, [tree(a, rng) for a in of])
+    if not world.model.is_dir():
         tokenizer = letters.letter_tokenizer(VOCABULARY, length=PROMPT + ANSWER)
         with letters.one_thread(seed):
             model = letters.new_model(tokenizer, SIZE)
             letters.fit(model, _batches(tokenizer, asked[:demonstrations], fitted, rng), learning_rate=1e-3)
-        letters.save(model, tokenizer, world.model)
+        half = world.model.with_name(".model")
+        letters.save(model, tokenizer, half)
+        half.replace(world.model)  # whole or not at all
     return world
 
 

@@ -116,6 +116,6 @@ def all_rewards() -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def epochs(number: int, pairs: int, batch: int) -> int:
-    """Optimiser steps of so many passes."""
-    return number * math.ceil(pairs / batch)
+def steps_of(passes: int, pairs: int, batch: int) -> int:
+    """Optimiser steps of so many passes over the pairs."""
+    return passes * math.ceil(pairs / batch)
