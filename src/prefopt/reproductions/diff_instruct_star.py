@@ -163,9 +163,9 @@ def plot(seeds: Sequence[Measurements]) -> Figure:
         axes.set_yticks([])
         axes.set_title(title, fontsize=9)
     ring, blobs = below.subfigures(1, 2)
-    panels = {"reward": "ring: reward", "distance": "ring: distance to the nearest mode"}
+    panels = {"reward": "ring: reward", "distance": "ring: distance to a mode"}
     bars_in(ring, [seed["ring"] for seed in seeds], NAMES, panels, COLOURS)
-    panels = {"reward": "blobs: reward", "unlike": "blobs: share that is no blob (log)"}
+    panels = {"reward": "blobs: reward", "unlike": "blobs: share no blob (log)"}
     bars_in(blobs, [seed["blobs"] for seed in seeds], NAMES, panels, COLOURS)
     blobs.axes[-1].set_yscale("log")
     return figure
