@@ -61,8 +61,8 @@ def test_the_last_candidates_are_their_own_ends(parts, monkeypatch):
 
 
 def test_agreement_leaves_out_what_is_no_pair():
-    judged, true = torch.tensor([2.0, -1.0, 0.0, 5.0]), torch.tensor([0.1, 0.3, 0.2, 0.0])
-    assert spo_judges.agreeing(judged, true) == pytest.approx((1 + 0 + 0.5) / 3)
+    judged, true = torch.tensor([2.0, -1.0, -3.0, 0.0, 5.0]), torch.tensor([0.1, -0.4, 0.3, 0.2, 0.0])
+    assert spo_judges.agreeing(judged, true) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
 
 
 def test_large_times_are_the_upper_half():
