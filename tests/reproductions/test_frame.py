@@ -170,6 +170,14 @@ def test_every_reproduction_can_be_given_to_a_process():
         assert pickle.loads(pickle.dumps(reproduction.run)) is reproduction.run
 
 
+def test_a_step_that_begins_again_after_a_kill_is_told_once(caplog):
+    caplog.set_level("INFO", "prefopt")
+    told = Progress("toy", 2)
+    for step in ("a", "a", "b"):
+        told.hear(Event(1, Path(f"1/{step}.json")))
+    assert [r.getMessage() for r in caplog.records] == ["toy: step 1 of 2, seed 1: a", "toy: step 2 of 2, seed 1: b"]
+
+
 @pytest.mark.parametrize(("jobs", "minutes"), [(1, 8), (3, 4)])
 def test_what_is_left_is_shared_by_the_jobs(jobs, minutes):
     told = Progress("toy", 9, seeds=3, jobs=jobs)
