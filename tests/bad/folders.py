@@ -232,3 +232,15 @@ def methods_unknown(p: Place) -> list[str]:
 @bad("model.path = ./nowhere", "no such folder")
 def show_without_model(p: Place) -> list[str]:
     return ["data", "show", str(p.pairs), "-m", "./nowhere"]
+
+
+@bad("Permission denied", "made.jsonl.job", "start the same command again", "--debug")
+def folder_that_cannot_be_written(p: Place) -> list[str]:
+    from prefopt.annotation import growing
+
+    def denied(path: Path, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    p.monkeypatch.setattr(growing, "write_atomically", denied)
+    reward = f"{p.file('own.py', 'def f(prompts, of): return [float(len(x)) for x in of]')}:f"
+    return ["data", "build", "scores", str(p.pairs), "-o", str(p.tmp / "made.jsonl"), "--add", f"reward_score={reward}"]

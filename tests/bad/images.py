@@ -196,3 +196,11 @@ def doctor_decodes_images_whole(p: Place) -> list[str]:
     whole.save(p.tmp / "half.png")
     half = p.file("half.png", (p.tmp / "half.png").read_bytes()[:1500])
     return ["data", "check", str(p.rows(pair(p) | {"rejected": str(half)}))]
+
+
+@bad("row 2", "reward_scores", "1 numbers for a response, and 2 in")
+def images_judged_by_fewer(p: Place) -> list[str]:
+    lists = [{"prompt": CAPTION, "responses": list(pair(p, n).values())[1:]} for n in range(2)]
+    scores: list[Any] = [[[1, 2], [2, 3]], [[1], [2]]]
+    rows = [row | {"reward_scores": given} for row, given in zip(lists, scores, strict=True)]
+    return images(p, rows=rows, method="rankdpo")

@@ -80,3 +80,14 @@ def test_a_stopped_job_goes_on_in_whole_chunks(
         assert (one == two).all()
     with pytest.raises(PrefoptError, match="another job"):
         generate_images(*args, tmp_path / "cut", 1, 1, ImageSampling(1, 1.0, 2))
+
+
+def test_a_start_that_failed_leaves_its_folder_free(prompts: DataConfig, image_model: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def f(prompts, images): return []\n")
+    with pytest.raises(PrefoptError, match="returned 0 values"):
+        generate_images(str(image_model), prompts, tmp_path / "out", 1, 0, SAMPLING, [f"{bad}:f"])
+    good = f"{tmp_path / 'taste.py'}:light"
+    assert generate_images(str(image_model), prompts, tmp_path / "out", 1, 0, SAMPLING, [good]) == 4
+    with pytest.raises(PrefoptError, match="samples of another job"):
+        generate_images(str(image_model), prompts, tmp_path / "out", 1, 1, SAMPLING, [good])

@@ -143,7 +143,7 @@ class Widths:
     def check(self, example: Example) -> Example:
         """The example, or Unreadable if its lists are not as long as those before."""
         for name, values in example.notes.items():
-            if (axes(name) or "").endswith(" N") and values:
+            if (axes(name) or "").endswith(" N") and values and values[0]:
                 n, where = self.first.setdefault(name, (len(values[0]), example.origin))
                 if len(values[0]) != n:
                     raise Unreadable(f"{name!r} has {len(values[0])} numbers for a response, and {n} in {where}")

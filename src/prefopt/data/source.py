@@ -46,8 +46,8 @@ def read_examples(
     for row in rows:
         ledger.rows += 1
         with ledger.row(row):
-            example = fit(interpret(row), config, needs)
-            yield widths.check(swapped(example) if config.swap_preferences else example)
+            example = fit(widths.check(interpret(row)), config, needs)
+            yield swapped(example) if config.swap_preferences else example
 
 
 def asked_by_name(needs: Iterable[str]) -> frozenset[str]:

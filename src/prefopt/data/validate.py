@@ -171,7 +171,7 @@ class _Doctor:
         self._types(row)
         where = str(row.row) if len(self.paths) == 1 and row.file == self.paths[0] else f"{row.file} row {row.row}"
         try:
-            example = self.widths.check(fit(self.interpret(row), self.data, self.needs))
+            example = fit(self.widths.check(self.interpret(row)), self.data, self.needs)
             looks = self.pictures.decoded(example) if self.pictures else []
             encoded = self._encoded(example, where)
         except Unreadable as error:

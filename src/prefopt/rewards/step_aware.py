@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ from ..errors import PrefoptError
 from ..models.preference import PreferenceModel, as_clip_reads, load_modulation
 from .callables import accepts, ask, load_function
 from .images import ImageScorer, clip_words, load_clip, names_scorer
+
+log = logging.getLogger("prefopt")
 
 
 class StepJudge(Protocol):
@@ -110,6 +113,7 @@ class _TimeBlind(_Checked):
 
     def __init__(self, reward: Callable[..., Any], name: str):
         super().__init__(lambda images, prompts, _: reward(prompts, as_pictures(images)), name)
+        log.warning("step judge %r knows no time: it judges half-made pictures as if they were finished", name)
 
 
 def as_pictures(images: Tensor) -> list[Any]:
