@@ -13,6 +13,7 @@ from filelock import FileLock
 from prefopt.config import make
 from prefopt.training.run import train
 from tests.bad import Place, Table
+from tests.bad.images import pair
 
 bad = Table()
 SHORT = ("train.max_steps=3", "train.per_device_train_batch_size=4", "train.learning_rate=1e-3", "train.save_steps=1")
@@ -242,5 +243,5 @@ def folder_that_cannot_be_written(p: Place) -> list[str]:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     p.monkeypatch.setattr(growing, "write_atomically", denied)
-    reward = f"{p.file('own.py', 'def f(prompts, of): return [float(len(x)) for x in of]')}:f"
-    return ["data", "build", "scores", str(p.pairs), "-o", str(p.tmp / "made.jsonl"), "--add", f"reward_score={reward}"]
+    rows = p.rows(*(pair(p, n) for n in range(2)))
+    return ["data", "build", "captions", str(rows), "-o", str(p.tmp / "made.jsonl"), "--way", "p"]
