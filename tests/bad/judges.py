@@ -106,13 +106,13 @@ def judged(p: Place, method: str, name: str, arguments: str) -> list[str]:
     return p.train(*more, own, method=method, model=p.fixture("image_model"), data=p.rows({"prompt": CAPTION}))
 
 
-for name, words in {"none": "must return one number", "short": "1 scores for 2", "raises": "failed with"}.items():
+for name, said in {"none": "must return one number", "short": "1 scores for 2", "raises": "failed with"}.items():
 
     def step_judge(p: Place, name: str = name) -> list[str]:
         return [*judged(p, "spo-step", name, "of, prompts, times"), "method.divert_start_step=1"]
 
     step_judge.__name__ = f"step_judge_{name}"
-    bad("step judge", words)(step_judge)
+    bad("step judge", said)(step_judge)
 
 
 @bad("reward", "nan", "not finite")
