@@ -13,7 +13,9 @@ from torch import nn
 
 from ..config import AdapterConfig, ModelConfig
 from ..errors import PrefoptError, first_line
+from .opening import LORA
 from .preference import is_clip
+from .user_branch import FILE
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> Any:
     return tokenizer
 
 
-OF_IMAGES = ("model_index.json", "pytorch_lora_weights.safetensors", "user_branch.safetensors")
+OF_IMAGES = ("model_index.json", LORA, FILE)
 """A pipeline, a LoRA of one, or a user branch of one: one of these files is in the folder."""
 
 
