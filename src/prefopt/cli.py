@@ -13,20 +13,15 @@ import typer
 from rich.table import Table
 
 from .cli_common import (
-    DataKeys,
     Json,
     Overrides,
-    PromptOnly,
     Seed,
-    User,
-    UserPairs,
-    data_config,
     err,
     leave_processes,
     out,
 )
 from .cli_data import data_app
-from .cli_images import merge
+from .cli_models import eval_, generate, merge
 from .errors import PrefoptError, of_the_machine
 
 app = typer.Typer(
@@ -179,127 +174,9 @@ def papers_(as_json: Json = False) -> None:
     out.print(table)
 
 
-@app.command()
-def generate(
-    model: Annotated[str, typer.Argument(help="model folder (also an adapter's, or a run's) or hub name")],
-    prompts: Annotated[str, typer.Option("--prompts", "-p", help="rows with a `prompt`, in any data layout")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSONL (text) or folder (images); given again, it goes on")
-    ],
-    overrides: DataKeys = None,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples for each prompt")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="text; the longest answer")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="text; 0 is greedy")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="text; the most likely tokens up to this probability")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="text; so many of the most likely tokens, 0 is all")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="images: sampler steps")] = 50,
-    guidance: Annotated[float, typer.Option(min=0, help="images: classifier-free guidance, 1 is none")] = 7.5,
-    seed: Seed = 0,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="by default as the model's size allows")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="score the samples: the file is then a ranked-list data set (images: given several times, they vote)"
-        ),
-    ] = None,
-    grid: Annotated[int, typer.Option(min=0, help="images: grid.png of the pictures of the first prompts")] = 8,
-    negative: Annotated[
-        str | None, typer.Option(help="images: a model whose network is the negative branch of guidance")
-    ] = None,
-    user: User = None,
-    user_pairs: UserPairs = None,
-    prompt_only: PromptOnly = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="only so many prompts, the first ones")] = None,
-) -> None:
-    """Sample from a model into a file that prefopt's own training reads.
-
-    KEY=VALUE are of the data section (columns, system, thinking, ...); a run folder brings its own template keys.
-    """
-    from .models.text import model_kind
-    from .rollout.verb import generate_images, generate_text, template_keys
-
-    data = data_config(prompts, [*template_keys(Path(model)), *(overrides or [])])
-    if limit:
-        data = data.model_copy(update={"limit": limit})
-    if model_kind(model) == "diffusion":
-        from .rollout.images import ImageSampling
-
-        pictures = ImageSampling(steps, guidance, batch_size or 16)
-        who = {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
-        count = generate_images(model, data, output, number, seed, pictures, reward or (), negative, grid, **who)
-    elif negative or user or user_pairs or prompt_only:
-        raise PrefoptError(
-            f"--negative, --user, --user-pairs and --prompt-only are for diffusion models; {model} is none"
-        )
-    else:
-        from .rollout.text import Sampling
-
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k, number, seed, batch_size)
-        count = generate_text(model, data, output, sampling, _one(reward))
-    out.print(f"{count} prompts sampled into {output}", soft_wrap=True)
-
-
-def _one(reward: list[str] | None) -> str | None:
-    """Texts are scored by one reward."""
-    if len(reward or ()) > 1:
-        raise PrefoptError(f"--reward is given {len(reward or ())} times; texts are scored by one")
-    return reward[0] if reward else None
-
-
-@app.command(name="eval")
-def eval_(
-    run: Annotated[str, typer.Argument(help="run folder, or with --against any model")],
-    against: Annotated[str | None, typer.Option(help="the model to compare with; default: the run's start")] = None,
-    data: Annotated[str | None, typer.Option("--data", "-d", help="held-out data; default: the run's own")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="module:function, file.py:function, reward model folder, or KIND:FOLDER of pictures, which take several"
-        ),
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="images: CLIPModel folder whose embeddings tell how diverse pictures are")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="module:function or file.py:function (prompts, a, b)")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="where to write; default: the run folder")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="how many different prompts")] = 128,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="samples for each prompt")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="text; the longest answer")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, help="text; 0 is greedy")] = 1.0,
-    negative: Annotated[
-        str | None,
-        typer.Option(help="images: a model as the negative branch of guidance; the run itself: its start guided by it"),
-    ] = None,
-    user: User = None,
-    user_pairs: UserPairs = None,
-    prompt_only: PromptOnly = False,
-    as_json: Json = False,
-) -> None:
-    """Accuracy on held-out pairs, reward, KL, length, diversity and win rate against the starting model."""
-    from .evaluation.run import evaluate, evaluate_run
-    from .evaluation.view import render_evaluation
-    from .rollout.text import Sampling
-
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, n=number)
-    options: dict[str, Any] = {"judge": judge, "sampling": sampling, "limit": limit}
-    pictures: dict[str, Any] = {"negative": negative, "features": features}
-    pictures |= {"user": user, "user_pairs": user_pairs, "prompt_only": prompt_only}
-    if (Path(run) / "config.yaml").is_file() or Path(run).name.startswith("checkpoint-"):
-        if output is not None:
-            raise PrefoptError("--output has no effect on a run folder: evaluation.json is written into it")
-        found = evaluate_run(run, against=against, data=data, reward=reward, **pictures, **options)
-    elif any(pictures.values()):
-        raise PrefoptError(f"--negative, --features and --user need a run folder of pictures, {run} is none")
-    else:
-        if against is None or data is None or output is None:
-            raise PrefoptError(f"{run} is not a run folder: give --against MODEL, --data FILE and --output FOLDER too")
-        found = evaluate(run, against, data, output, reward=_one(reward), **options)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        out.print(render_evaluation(found))
+app.command()(generate)
+app.command(name="eval")(eval_)
+app.command()(merge)
 
 
 @app.command()
@@ -365,9 +242,6 @@ def report(
 
         path = write_report(run, output)
     out.print(f"report: {path}", soft_wrap=True)
-
-
-app.command()(merge)
 
 
 def main() -> None:

@@ -208,3 +208,24 @@ def test_from_training_to_report(prefopt: Any, text_model: Path, pairs_file: Pat
     code, out, _ = prefopt("data", "show", pairs_file, "-m", text_model, "-n", 1)
     assert code == 0
     assert "Tell me about" in out
+
+
+def test_options_of_the_other_kind_of_model_are_refused(
+    prefopt: Any, text_model: Path, image_model: Path, pairs_file: Path, image_pairs: Path, tmp_path: Path
+) -> None:
+    """What was given and would change nothing is said, by generate and by eval."""
+    for model, data, options in (
+        (text_model, pairs_file, (["--steps", "3"], ["--guidance", "2"], ["--user", "anna"], ["--grid", "0"])),
+        (image_model, image_pairs, (["--max-new-tokens", "3"], ["--temperature", "0"], ["--top-k", "3"])),
+    ):
+        for given in options:
+            code, _, err = prefopt("generate", str(model), "-p", str(data), "-o", str(tmp_path / "out"), *given)
+            assert code == 2 and f"{given[0]} has no effect" in err
+    run = tmp_path / "run"
+    keys = ["train.max_steps=1", "train.per_device_train_batch_size=2"]
+    assert prefopt("train", "dpo", "-m", str(image_model), "-d", str(image_pairs), "-o", str(run), *keys)[0] == 0
+    for given in (["--judge", "x.py:f"], ["--temperature", "0"]):
+        code, _, err = prefopt("eval", str(run), *given)
+        assert code == 2 and f"{given[0]} has no effect" in err
+    assert prefopt("eval", str(run), "--steps", "2", "--number", "3", "--limit", "1")[0] == 0
+    assert len(list((run / "images").glob("*-after.png"))) == 3

@@ -15,7 +15,6 @@ from prefopt.annotation.users import build_users, draw_shots, told_apart
 from prefopt.data.config import DataConfig
 from prefopt.data.users import UserTable, mixed, pair_keys
 from prefopt.errors import PrefoptError
-from prefopt.evaluation import image_run
 from prefopt.evaluation.run import run_config
 from prefopt.models.diffusion import image_model
 from prefopt.models.opening import open_pipeline
@@ -458,18 +457,18 @@ def test_from_the_command_line(models, data, tmp_path, monkeypatch):
                   ["--user", "anna", "--user-pairs", new], ["--prompt-only"], ["--user-pairs", prompts]):  # fmt: skip
         assert run("generate", tmp_path / "run", "-p", prompts, "-o", tmp_path / "wrong", *wrong) == 2
     assert run("generate", models["sd"], "-p", prompts, "-o", tmp_path / "wrong2", "--user", "anna") == 2
-    judged_for_users(tmp_path / "run", data, new, monkeypatch, run)
+    judged_for_users(tmp_path / "run", data, new, run)
 
 
-def judged_for_users(folder, data, new, monkeypatch, run):
+def judged_for_users(folder, data, new, run):
     """The evaluated pictures are those for the user, against the start's on equal noise; pairs are ordered by who chose."""
     few = ImageSampling(steps=2, guidance=4.0)
+    options = ["--steps", "2", "--guidance", "4"]
     start = run_config(folder).model.path
-    monkeypatch.setattr(image_run, "ImageSampling", lambda size: few)
     found, seen = {}, {}
     prompt = ["--user", "anna=1,cleo=0", "--prompt-only"]
     for name, who in {"nobody": [], "new": ["--user-pairs", new], "anna": prompt}.items():
-        assert not run("eval", folder, "--reward", f"{data.parent}/taste.py:red", "--limit", "1", *who)
+        assert not run("eval", folder, "--reward", f"{data.parent}/taste.py:red", "--limit", "1", *options, *who)
         found[name] = json.loads((folder / "evaluation.json").read_text())
         seen[name] = [[np.asarray(Image.open(folder / f"images/{i:04d}-{side}.png")) for i in range(4)]
                       for side in ("before", "after")]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from prefopt.data.config import DataConfig
 from prefopt.data.encode import Encoded, Encoder
@@ -32,15 +32,7 @@ def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> He
     At most `limit` different prompts and as many examples with pairs, the first ones. Any layout gives prompts; pairs
     come from those that hold some. Rows that cannot be read stop it, rows that teach nothing are dropped and counted.
     """
-    prompts: dict[int, Example] = {}
-    ledger = Ledger()
-    for example in _inside(data, ledger, "prompts"):
-        prompts.setdefault(prompt_key(example), example)
-        if len(prompts) == limit:
-            break
-    ledger.stop_if_unreadable()
-    if not prompts:
-        raise PrefoptError(f"{', '.join(_paths(data))}: no prompt to evaluate on; {ledger.rows} rows were read")
+    prompts, ledger = prompts_held_out(data, limit)
     pairs: list[Encoded] = []
     if _holds_pairs(data):
         ledger = Ledger()
@@ -53,7 +45,24 @@ def held_out(data: DataConfig, encoder: Encoder, limit: int | None = None) -> He
     notes = []
     if not data.eval_paths and not data.eval_fraction:
         notes.append("The data names no held-out part (data.eval_path): if it was trained on, these numbers flatter.")
-    return HeldOut(list(prompts.values()), pairs, ledger.record(), notes)
+    return HeldOut(prompts, pairs, ledger.record(), notes)
+
+
+def prompts_held_out(
+    data: DataConfig, limit: int | None, modality: Literal["text", "image"] = "text"
+) -> tuple[list[Example], Ledger]:
+    """At most `limit` examples with different prompts of the held-out part, or of the data itself, the first ones; and what
+    became of the rows. Raises PrefoptError by the rule for rows, and where there is no prompt."""
+    prompts: dict[int, Example] = {}
+    ledger = Ledger()
+    for example in _inside(data, ledger, "prompts", modality):
+        prompts.setdefault(prompt_key(example), example)
+        if len(prompts) == limit:
+            break
+    ledger.stop_if_unreadable()
+    if not prompts:
+        raise PrefoptError(f"{', '.join(_paths(data))}: no prompt to evaluate on; {ledger.rows} rows were read")
+    return list(prompts.values()), ledger
 
 
 def pictures_held_out(
@@ -82,8 +91,10 @@ def _holds_pairs(data: DataConfig) -> bool:
     return not ledger.unreadable_count
 
 
-def _inside(data: DataConfig, ledger: Ledger, need: str) -> Iterator[Example]:
-    for example in read_examples(data, _paths(data), ledger, needs={need}):
+def _inside(
+    data: DataConfig, ledger: Ledger, need: str, modality: Literal["text", "image"] = "text"
+) -> Iterator[Example]:
+    for example in read_examples(data, _paths(data), ledger, needs={need}, modality=modality):
         if data.eval_paths or not data.eval_fraction or set_aside(data, example):
             yield example
 

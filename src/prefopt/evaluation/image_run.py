@@ -5,26 +5,20 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prefopt.config import RunConfig
-from prefopt.data.config import DataConfig
-from prefopt.data.prepare import prompt_key
-from prefopt.data.rule import Ledger
-from prefopt.data.source import read_examples
-from prefopt.errors import PrefoptError
+from prefopt.evaluation.heldout import prompts_held_out
 from prefopt.evaluation.image_measures import encoder_of, ordered, scored, spread
-from prefopt.evaluation.run import Rewards
+from prefopt.evaluation.run import Rewards, elsewhere
 from prefopt.files import write_atomically
 from prefopt.models.opening import open_pipeline
 from prefopt.rewards.load import load_reward
 from prefopt.rollout.images import ImageSampling, sample_images
-
-SEEDS = 4  # pictures of each prompt
 
 
 def evaluate_image_run(
@@ -36,13 +30,15 @@ def evaluate_image_run(
     limit: int | None,
     progress: bool,
     sampling: ImageSampling | None = None,
+    number: int = 4,
     negative: str | None = None,
     features: str | None = None,
     **user: Any,
 ) -> dict[str, Any]:
     """Writes images/*.png, images.jsonl and evaluation.json into the run folder; see `run.evaluate_run`.
 
-    reward: one or several; the first is the headline, and each of its objectives is told apart (a world's breakdown).
+    number: pictures of each prompt. sampling: its size is that of the run. reward: one or several; the first is the
+    headline, and each of its objectives is told apart (a world's breakdown).
     features: a CLIPModel folder whose embeddings say how diverse the pictures of a prompt are; by default that of the
     first scorer that has one, and distances of pixels in any case. Held-out pairs are ordered by the implicit reward.
     negative: a model whose denoiser is the negative branch of the evaluated model's guidance; the run folder itself: the
@@ -50,14 +46,15 @@ def evaluate_image_run(
     user: for whom the evaluated model's pictures are, of a run that knows users (user, user_pairs, prompt_only; see
     `open_pipeline`); the start's are nobody's. Held-out pairs are ordered each for whoever chose it.
     """
-    sampling = sampling or ImageSampling(size=config.denoising.resolution)
+    sampling = replace(sampling or ImageSampling(), size=config.denoising.resolution)
     one = isinstance(reward, str) or callable(reward)
     given: list[Any] = [reward] if one else list(reward or ())  # type: ignore[arg-type]
     rewards = [load_reward(r) for r in given]
     encoder = encoder_of(features, rewards)
-    prompts = _prompts(config.data, data, limit)
-    rows = [(p, seed) for p in prompts for seed in range(SEEDS)]
-    texts, seeds = [p for p, _ in rows], [seed + SEEDS * i for i, (_, seed) in enumerate(rows)]
+    where = config.data if data is None else elsewhere(config.data, data)
+    prompts = [str(e.prompt) for e in prompts_held_out(where, limit, "image")[0]]
+    rows = [(p, seed) for p in prompts for seed in range(number)]
+    texts, seeds = [p for p, _ in rows], [seed + number * i for i, (_, seed) in enumerate(rows)]
     start = against or config.model.path
     own = negative is not None and Path(negative).resolve() == folder.resolve()
     special = {k: v for k, v in ({"negative": negative} | user).items() if v}
@@ -81,20 +78,6 @@ def evaluate_image_run(
     _write(folder, texts, seeds, pictures, values)
     write_atomically(folder / "evaluation.json", json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
     return numbers
-
-
-def _prompts(data: DataConfig, other: str | None, limit: int | None) -> list[str]:
-    ledger = Ledger()
-    found: dict[int, str] = {}
-    paths = [other] if other else data.eval_paths or data.paths
-    for example in read_examples(data, paths, ledger, needs={"prompts"}, modality="image"):
-        found.setdefault(prompt_key(example), str(example.prompt))
-        if len(found) == limit:
-            break
-    ledger.stop_if_unreadable()
-    if not found:
-        raise PrefoptError(f"{', '.join(paths)}: no prompt to evaluate on; {ledger.rows} rows were read")
-    return list(found.values())
 
 
 def _write(

@@ -22,6 +22,7 @@ from prefopt.models.text import load_text_model, load_tokenizer, model_kind
 from prefopt.objectives.method import Method
 from prefopt.rewards.judges import JudgeCache, load_judge
 from prefopt.rewards.load import load_reward
+from prefopt.rollout.images import ImageSampling
 from prefopt.rollout.numbers import token_numbers
 from prefopt.rollout.text import Sampling
 from prefopt.training.run import make_method
@@ -39,7 +40,8 @@ def evaluate_run(
     data: str | None = None,
     reward: Rewards = None,
     judge: str | Callable[..., Any] | None = None,
-    sampling: Sampling | None = None,
+    sampling: Sampling | ImageSampling | None = None,
+    number: int = 4,
     limit: int | None = LIMIT,
     progress: bool = True,
     negative: str | None = None,
@@ -50,10 +52,10 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluates a run folder, or one of its checkpoints, against its start model on its held-out data.
 
-    `against` and `data` replace what the run's configuration says. reward: of pictures several, in a list. negative,
-    features, and for whom the pictures are (user, user_pairs, prompt_only): see `evaluate_image_run`. Writes
-    evaluation.json and samples.jsonl into the folder and returns what evaluation.json holds. PrefoptError if the folder
-    holds no trained model.
+    `against` and `data` replace what the run's configuration says. sampling: of texts, or of pictures, of which `number`
+    are drawn for each prompt. reward: of pictures several, in a list. negative, features, and for whom the pictures are
+    (user, user_pairs, prompt_only): see `evaluate_image_run`. Writes evaluation.json and samples.jsonl into the folder and
+    returns what evaluation.json holds. PrefoptError if the folder holds no trained model.
     """
     folder = Path(run).expanduser()
     config = run_config(folder)
@@ -63,10 +65,15 @@ def evaluate_run(
     if kind == "diffusion":
         from prefopt.evaluation.image_run import evaluate_image_run
 
-        return evaluate_image_run(folder, config, against, data, reward, limit, progress, **pictures)
-    if any(pictures.values()):
+        if judge is not None or isinstance(sampling, Sampling):
+            raise PrefoptError(f"a judge and sampling of texts have no effect: {folder} draws pictures")
+        return evaluate_image_run(
+            folder, config, against, data, reward, limit, progress, sampling, number=number, **pictures
+        )
+    if any(pictures.values()) or isinstance(sampling, ImageSampling):
         raise PrefoptError(
-            f"negative networks, features and users are of diffusion models; {config.model.path} is none"
+            "sampling of pictures, negative networks, features and users are of diffusion models; "
+            f"{config.model.path} is none"
         )
     if isinstance(reward, Sequence) and not isinstance(reward, str):
         if len(reward) > 1:
@@ -107,6 +114,11 @@ def evaluate(
     source = data if isinstance(data, DataConfig) else DataConfig(path=data, eval_path=data)
     sides = (ModelConfig(path=str(model)), ModelConfig(path=str(against)))
     return _evaluate(*sides, source, Path(output), reward, judge, method, sampling, limit, progress)
+
+
+def kind_of_run(folder: Path) -> str:
+    """text, diffusion or clip."""
+    return model_kind(run_config(folder).model.path)
 
 
 def elsewhere(data: DataConfig, path: str) -> DataConfig:
