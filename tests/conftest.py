@@ -1,5 +1,6 @@
 """What all tests share: no network, one thread, and the real data where it is there."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _light_collections() -> None:
+    """Every run of a trainer ends in a collection, which would walk through all libraries (a third of a second)."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

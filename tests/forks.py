@@ -14,6 +14,7 @@ caller's side of it. A job is either a prefopt command or a function of a test m
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -128,6 +129,7 @@ def _import_all() -> None:
         getattr(transformers, name)  # these libraries import what is asked for
     for name in ("StableDiffusionPipeline", "UNet2DConditionModel", "AutoencoderKL", "DDIMScheduler"):
         getattr(diffusers, name)
+    gc.freeze()  # every run ends in a collection, which would walk through the libraries
 
 
 def _run(job: dict[str, Any]) -> tuple[int, int, float]:

@@ -225,7 +225,7 @@ def family(name: str) -> Family:
     if slug in METHODS:
         return METHODS[slug].with_defaults(settings)
     close = difflib.get_close_matches(name, [*METHODS, *ALIASES], 1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = f"; did you mean '{close[0]}'?" if close else "."
     raise PrefoptError(f"no method '{name}'{hint} There are {', '.join(sorted(METHODS))}")
 
 

@@ -86,8 +86,12 @@ def moved(batch: Any, device: torch.device | str, stays: Collection[str] = ()) -
 
 def generator_of(seed: int, draw: Draw) -> torch.Generator:
     """The random numbers of one draw, on the CPU: the same whatever the batch, the process and the device."""
-    seeds = np.random.SeedSequence((seed, draw.epoch, draw.example.index)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seeds[0]))
+    return seeded(seed, draw.epoch, draw.example.index)
+
+
+def seeded(*key: int) -> torch.Generator:
+    """Random numbers, on the CPU, that depend on all of the key."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
 
 class Scorer(Protocol):

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from ..config import RunConfig
-from ..errors import PrefoptError, of_the_machine
+from ..errors import PrefoptError, first_line, of_the_machine
 from ..methods import load_file
 from ..models.text import model_kind
 from ..objectives.compose import annotated
@@ -186,7 +186,7 @@ def arguments(config: RunConfig) -> TrainingArguments:
     try:
         args = TrainingArguments(**(defaults | given | fixed))
     except (ValueError, TypeError, ImportError, OSError) as e:
-        why = str(e).splitlines()[0]
+        why = first_line(e)
         keys = [k for k, v in given.items() if isinstance(v, str) and v in why]
         raise PrefoptError(f"{', '.join(f'train.{k}' for k in keys) or 'train'}: {why}") from None
     _check_loggers(args)

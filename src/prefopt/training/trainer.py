@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
-from ..errors import NotFinite, PrefoptError
+from ..errors import NotFinite, PrefoptError, first_line
 from ..objectives.loss import Loss
 from ..objectives.method import Method
 from ..objectives.responses import Responses
@@ -378,7 +378,7 @@ def _reading(checkpoint: Any) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as e:  # safetensors, pickle, zip, JSON: each has types of its own
-        why = (str(e).strip() or type(e).__name__).splitlines()[0]
+        why = first_line(e)
         raise PrefoptError(
             f"{checkpoint} is damaged ({why}); remove that folder, and the run goes on from the checkpoint before it"
         ) from e

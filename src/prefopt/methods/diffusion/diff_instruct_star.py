@@ -3,7 +3,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...objectives.hyper import Fraction, NonNegative, Positive
+from ...objectives.hyper import BelowOne, Fraction, NonNegative, Positive
 from ...objectives.loss import Loss, over_responses
 from ...objectives.method import method, require
 from ...objectives.responses import Responses
@@ -26,7 +26,7 @@ def diff_instruct_star(
     t_low: Fraction = 0.02,
     t_high: Fraction = 0.98,
     generator_time: int | None = None,
-    ema: Fraction = 0.0,
+    ema: BelowOne = 0.0,
 ) -> Loss:
     """Diff-Instruct*: min -alpha_rew r(x_0, c) - w(t) d'(y)^T (s_psi(x_t) - grad log p(x_t | x_0)), y = s_psi - s_ref.
 
@@ -42,7 +42,6 @@ def diff_instruct_star(
     require(betas_fit, f"assistant_betas = {assistant_betas}: must be two numbers in [0, 1)")
     require(assistant_steps >= 1, f"assistant_steps = {assistant_steps}: must be at least 1")
     require(t_low < t_high, f"t_low = {t_low:g} must be below t_high = {t_high:g}")
-    require(ema < 1, "ema = 1: the mean would never move; 0 is none")
     r = r.generated("one_step", at=generator_time, low=t_low, high=t_high, ema=ema)
     sigma = r.note("sigma", "R", within=(1e-4, 1.0))
     conditional = -r.note("noise", "R D") / sigma[:, None]  # grad log p(x_t | x_0), of the same eps that made x_t

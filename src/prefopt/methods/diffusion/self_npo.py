@@ -1,11 +1,9 @@
-from typing import Annotated, Literal
+from typing import Literal
 
-from ...objectives.hyper import Positive, Real, Within
+from ...objectives.hyper import BelowOne, Positive, Real
 from ...objectives.loss import Loss, over_tokens
 from ...objectives.method import method, require
 from ...objectives.responses import Responses
-
-Decay = Annotated[float, Within(0, 1, open_high=True)]
 
 
 @method("self-npo", paper="2505.11777", tags=("pointwise", "free", "self_play"))
@@ -17,7 +15,7 @@ def self_npo(
     grid: int = 25,
     start: Literal["data", "noise"] = "data",
     random_moves: bool = True,
-    ema: Decay = 0.999,
+    ema: BelowOne = 0.999,
     loss_type: Literal["huber", "l2"] = "huber",
     huber_c: Positive = 0.001,
 ) -> Loss:

@@ -1,12 +1,10 @@
-from typing import Annotated, Literal
+from typing import Literal
 
-from ...objectives.hyper import Inside, Positive, Real, Share, Within
+from ...objectives.hyper import BelowOne, Inside, Positive, Real, Share
 from ...objectives.loss import Loss
 from ...objectives.method import method, require
 from ...objectives.responses import Responses
 from ...objectives.steps import step_dpo
-
-Gap = Annotated[float, Within(0, 1, open_high=True)]
 
 
 @method(
@@ -21,7 +19,7 @@ def spo_step(
     beta: Positive = 10.0,
     clip: Inside | None = 0.1,
     pool: int = 4,
-    threshold: Gap = 0.3,
+    threshold: BelowOne = 0.3,
     divert_start_step: int = 4,
     inner_steps: int = 0,
     steps: int = 20,

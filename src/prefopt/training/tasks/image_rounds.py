@@ -21,6 +21,7 @@ from ...rollout.marks import GIVEN, SHEET, read_marks, write_sheet
 from ...rollout.pools import Pools, pools
 from ...rollout.trajectories import Trajectories, roll_out, verdict, verdict_scores
 from ...rollout.walk import Answer, answers
+from ...scoring.base import seeded
 from ...scoring.transition_scorer import Steps
 from ...scoring.transitions import grid
 from ..rounds import Made, Waiting, chosen, places
@@ -57,11 +58,7 @@ class ImageRounds:
     def at(self, number: int, piece: int) -> list[tuple[int, torch.Generator]]:
         """The prompt of every place of a piece, and the place's own random numbers."""
         order = chosen(len(self.prompts), self.total, self.seed, number)
-        seeds = [
-            np.random.SeedSequence((self.seed, number, i)).generate_state(1, np.uint64) for i in self._places[piece]
-        ]
-        made = [torch.Generator().manual_seed(int(s[0])) for s in seeds]
-        return list(zip((order[i] for i in self._places[piece]), made, strict=True))
+        return [(order[i], seeded(self.seed, number, i)) for i in self._places[piece]]
 
     def answer(self, policy: nn.Module, which: Sequence[int], each: int) -> Answer:
         """What the policy says to `each` states of every prompt, side by side."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...config import RunConfig
@@ -60,7 +59,7 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
         empty,
         how=how,
         seed=config.data_seed,
-        decode=_decoder(model),
+        decode=lambda latents: model.decode_latents(latents).clamp(-1, 1),
         reward=reward,
     )
     record = record_of(config, model, start, data.record, told)
@@ -98,20 +97,6 @@ def _reward(config: RunConfig, model: ImageModel) -> Callable[[Tensor, list[str]
             "file.py:function) or a scorer (KIND:FOLDER), or method.alpha_rew to 0"
         )
     return load_differentiable(config.rollout.reward)
-
-
-def _decoder(model: ImageModel) -> Callable[[Tensor], Tensor]:
-    """Latents -> pictures in [-1, 1], through the frozen VAE, which goes to where the latents are."""
-    vae = model.pipeline.components.get("vae")
-    if vae is not None and vae.dtype == torch.float16 and vae.config.get("force_upcast"):
-        vae.to(torch.float32)
-
-    def decode(latents: Tensor) -> Tensor:
-        if vae is not None and vae.device != latents.device:
-            vae.to(latents.device)
-        return model.decode_latents(latents).clamp(-1, 1)
-
-    return decode
 
 
 def _assistant(config: RunConfig, other: ImageModel) -> tuple[nn.Module, nn.Module | None]:

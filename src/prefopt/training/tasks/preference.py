@@ -13,7 +13,7 @@ from torch import nn
 
 from ...config import RunConfig
 from ...data.example import Example
-from ...data.images import load_image
+from ...data.images import image_of
 from ...data.latents import content_of, empty_condition, encode_examples, fingerprint
 from ...data.prepare_images import read_pictures
 from ...errors import PrefoptError
@@ -44,7 +44,7 @@ class PictureSet:
 
     def __getitem__(self, index: int) -> PictureExample:
         e = self.examples[index]
-        images = [load_image(r, base=Path(e.file).parent, file=e.file, row=e.row) for r in e.responses]
+        images = [image_of(r, e) for r in e.responses]
         pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return PictureExample(index, str(e.prompt), pixels, e.pairs, e.notes)
 
