@@ -75,6 +75,17 @@ def test_half_precision_is_lifted_before_it_counts():
 # ---- responses
 
 
+def test_pairs_may_be_plain_numbers():
+    w, l = batch(pairs=[(0, 3), (1, 2)]).pairs()
+    r = batch()
+    assert torch.equal(w.policy.sum(), r.policy.sum()[[0, 1]]) and torch.equal(l.policy.sum(), r.policy.sum()[[3, 2]])
+
+
+def test_junk_behind_the_mask_may_be_no_number():
+    values, mask = torch.tensor([[1.0, float("nan")], [2.0, 3.0]]), torch.tensor([[1, 0], [1, 1]])
+    assert Responses.of(values, mask=mask).policy.sum().tolist() == [1.0, 5.0]
+
+
 @pytest.mark.parametrize(
     ("made", "says"),
     [
@@ -83,6 +94,10 @@ def test_half_precision_is_lifted_before_it_counts():
         (lambda: batch(pairs="half"), "give .P, 2. row numbers, or 'halves'"),
         (lambda: batch(rows=5), "even number of responses, there are 5"),
         (lambda: Responses.of(pairs="halves"), "'halves' beside scores"),
+        (
+            lambda: Responses.of(torch.tensor([[0.0, 1.0], [2.0, float("nan")]])),
+            r"response 1 has one that is not a number",
+        ),
         (lambda: Responses.of(torch.zeros(2, 3, 4)), r"have shape \[2, 3, 4\]"),
         (lambda: get_method("dpo")(batch(pairs=torch.tensor([[0, 4]]))), "values 0..4, expected 0..3"),
         (lambda: get_method("dpo")(batch(pairs=torch.tensor([0, 1]))), r"shape \[2\], expected \[P 2\] = \[2, 2\]"),

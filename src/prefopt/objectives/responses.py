@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class Responses:
         policy_logps: Tensor | None = None,
         reference_logps: Tensor | None = None,
         mask: Tensor | None = None,
-        pairs: Tensor | str | None = None,
+        pairs: Tensor | Sequence[tuple[int, int]] | str | None = None,
         extras: Mapping[str, Responses] | None = None,
         turn: str = "",
         **more: Tensor | None,
@@ -58,6 +58,7 @@ class Responses:
         pairs: [P, 2] rows (chosen, rejected), or "halves": row i is preferred to row R/2 + i.
         turn: the network whose turn it is, for methods that train one beside the policy.
         Anything else is an annotation, or a feature, by its name.
+        Raises PrefoptError for shapes that do not fit, responses without a position, and scores that are NaN.
         """
         given = {"policy": policy_logps, "reference": reference_logps}
         given |= {k.removesuffix("_logps"): v for k, v in more.items() if k.endswith("_logps")}
@@ -72,7 +73,7 @@ class Responses:
                 raise PrefoptError(f"pairs = 'halves' needs an even number of responses, there are {len(first)}")
             pairs = torch.arange(len(first), device=first.device).view(2, -1).T
         if pairs is not None:
-            notes["pairs"] = pairs
+            notes["pairs"] = torch.as_tensor(pairs)
         return cls(scores, notes, extras or {}, turns={turn: True} if turn else {})
 
     replace = dataclasses.replace
@@ -387,7 +388,11 @@ def _scores(name: str, values: Tensor, mask: Tensor | None) -> Scores:
     empty = (count.sum(-1) == 0).nonzero()
     if len(empty):
         raise PrefoptError(f"scores '{name}': response {int(empty[0])} has no position (empty after truncation?)")
-    return Scores(values, count)
+    found = Scores(values, count)
+    broken = found.values.isnan().any(-1).nonzero()
+    if len(broken):
+        raise PrefoptError(f"scores '{name}': response {int(broken[0])} has one that is not a number (NaN)")
+    return found
 
 
 def _list(names: Mapping[str, Any]) -> str:
