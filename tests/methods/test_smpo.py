@@ -153,3 +153,5 @@ def test_scores_beyond_the_range_are_told_once() -> None:
     assert "null" in said
     assert get_method("smpo").advice({"ranges": {"reward_score": [0.12, 0.28]}}) == []
     assert get_method("smpo", reward_min=None, reward_max=None).advice(beyond) == []
+    (said,) = get_method("smpo", reward_min=None, reward_max=1.0).advice(beyond)
+    assert "null .. 1." in said

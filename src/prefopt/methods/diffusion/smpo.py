@@ -16,9 +16,10 @@ def beyond_the_range(hyper: Mapping[str, Any], data: Mapping[str, Any]) -> str |
     low, high = hyper["reward_min"], hyper["reward_max"]
     if (low is None or least >= low) and (high is None or most <= high):
         return None
+    shown = " .. ".join("null" if x is None else f"{x:g}" for x in (low, high))
     return (
-        f"scores go from {least:g} to {most:g}, beyond the range reward_min .. reward_max = {low:g} .. {high:g}. If the scorer "
-        "is another than that of the range, set both to null: the range is then the data's own"
+        f"scores go from {least:g} to {most:g}, beyond the range reward_min .. reward_max = {shown}. If the scorer is another "
+        "than that of the range, set both to null: the range is then the data's own"
     )
 
 
