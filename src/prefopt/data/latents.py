@@ -140,10 +140,11 @@ def encode_captions(
     folder = (cache or cache_folder("latents")) / f"text-{fingerprint(encoders)[:16]}"
     paths = [folder / f"{_digest(c.encode())}.safetensors" for c in captions]
     wanted = dict(zip(paths, captions, strict=True))
-    if cut := model.overlong(captions):
+    if cut := set(model.overlong(captions)):
+        overlong = [caption for caption in captions if caption in cut]
         log.warning(
             "%d of %d captions are longer than any text encoder reads, and are cut there; the first: %s",
-            sum(c in set(cut) for c in captions), len(captions), short(cut[0], 80),
+            len(overlong), len(captions), short(overlong[0], 80),
         )  # fmt: skip
     for some in _batches(list(wanted.items()), batch_size, progress, "captions to embeddings"):
         made = model.encode_captions([c for _, c in some])
