@@ -78,3 +78,25 @@ def test_what_it_cannot_do_is_said() -> None:
         sample_images(refiner(), [CAPTION], [0])
     with pytest.raises(PrefoptError, match="6 time ids give 80.*requires_aesthetics_score = true"):
         image_model(refiner(score=False))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "diffusion-dro", "steps": 4},
+        {"name": "self-npo", "start": "noise"},
+        {"name": "d3po", "steps": 4},
+        {"name": "diff-instruct-star", "alpha_rew": 0},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_methods_that_begin_with_noise_are_refused(
+    method: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path / "cache"))
+    refiner().save_pretrained(tmp_path / "model")
+    data = write_pairs(tmp_path, 4)
+    rollout = {"reward": f"{__file__}:CAPTION"} if method["name"] == "d3po" else {}
+    given = config(tmp_path / "model", data, tmp_path / "run", method=method, rollout=rollout)
+    with pytest.raises(PrefoptError, match="refines pictures that it is given"):
+        train(given)

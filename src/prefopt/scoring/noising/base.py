@@ -78,6 +78,11 @@ class Noising:
         """False: it starts from noise, so that captions alone are data; its latents are zeros."""
         return True
 
+    @property
+    def from_noise(self) -> bool:
+        """Does the network that is asked begin with pure noise?"""
+        return not self.reads_images
+
     def draw(self, shape: torch.Size, schedule: Schedule, generator: torch.Generator) -> dict[str, Tensor]:
         """What is random beside time and noise, [k, ...] each, for k images of `shape` [k, C, H, W]."""
         return {}

@@ -44,6 +44,10 @@ class OwnPath(Noising):
     def teacher_every(self) -> int:
         return self.refresh
 
+    @property
+    def from_noise(self) -> bool:
+        return True
+
     def check(self, schedule: Schedule) -> None:
         super().check(schedule)
         if not 1 <= self.steps <= schedule.steps:

@@ -31,7 +31,7 @@ from ..needs import data_needs
 from ..task import Task
 from .following import averaged, following
 from .generations import generation_of
-from .pipeline import checked, encoded, log_dropped, opened, record_of, reference_of, saver, trainable
+from .pipeline import checked, encoded, log_dropped, opened, record_of, reference_of, refuse_refiner, saver, trainable
 
 log = logging.getLogger("prefopt")
 
@@ -44,6 +44,8 @@ def diffusion_task(config: RunConfig, method: Method) -> Task:
     model = opened(config)
     schedule, noising = _schedule(config, model), _noising(config, needs)
     noising.check(schedule)
+    if noising.from_noise:
+        refuse_refiner(model)
     look = config.denoising
     how = {"flip": look.random_flip, "mixed_sizes": look.mixed_sizes == "resize"}
     data, empty = encoded(model, lambda: prepare_images(config.data, model, needs=data_needs(needs), **how))

@@ -22,7 +22,7 @@ from ...scoring.one_step import OneStep, OneStepScorer
 from ...scoring.schedules import Schedule
 from ..task import Task
 from ..turns import Turns
-from .pipeline import Reference, adapter_of, encoded, opened, record_of, refuse_unlike, trainable
+from .pipeline import Reference, adapter_of, encoded, opened, record_of, refuse_refiner, refuse_unlike, trainable
 
 SAME_LEVELS = 1e-4  # how far two schedules that are written otherwise may differ
 
@@ -34,6 +34,7 @@ def one_step_task(config: RunConfig, method: Method) -> Task:
     model, other = opened(config), opened(config, config.reference.path)
     if config.reference.path is not None:
         _refuse_unlike(config, model, other)
+    refuse_refiner(model)
     level = how.generator_level(model.schedule)
     reward = _reward(config, model) if "scores:reward" in needs else None
     data, empty = encoded(model, lambda: prepare_prompts(config.data, model))

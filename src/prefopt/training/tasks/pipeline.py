@@ -31,6 +31,14 @@ def opened(config: RunConfig, path: str | None = None) -> ImageModel:
     return load_image_model(path or config.model.path, dtype=dtype_of(config), resolution=resolution)
 
 
+def refuse_refiner(model: ImageModel) -> None:
+    """For methods whose networks begin with pure noise."""
+    if model.reads_score:
+        raise PrefoptError(
+            f"{model.source} refines pictures that it is given, and this method lets it begin with noise; train the base model"
+        )
+
+
 def dtype_of(config: RunConfig) -> torch.dtype:
     """In which the weights are loaded."""
     found = DTYPES[config.model.dtype]

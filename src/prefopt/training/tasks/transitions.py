@@ -22,7 +22,7 @@ from ..rounds import Rounds
 from ..task import Task
 from .following import averaged, following
 from .image_rounds import ImageRounds, PoolRounds, Sources, TrajectoryRounds
-from .pipeline import encoded, opened, record_of, reference_of, saver, trainable
+from .pipeline import encoded, opened, record_of, reference_of, refuse_refiner, saver, trainable
 
 PEOPLE = "people"
 """rollout.reward: pictures are marked by hand, and the run waits for it in every round."""
@@ -34,6 +34,7 @@ def transition_task(config: RunConfig, method: Method) -> Task:
     name = next(n for n in MAKERS if f"generation:{n}" in needs)
     given = needs[f"generation:{name}"]["how"]
     model = opened(config)
+    refuse_refiner(model)
     refuse_flows(model.schedule)
     _refuse_clipping(model)
     data, empty = encoded(model, lambda: prepare_prompts(config.data, model))
