@@ -16,7 +16,7 @@ from .bars import bars
 from .bench import Bench
 from .claim import Demand, Measurements, Reproduction
 from .in_blobs import TRAIN
-from .measure_images import keep, kept_side_by_side, pictures
+from .measure_images import framed, keep, kept_side_by_side, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ NAMES = {
     "swapped": "captions swapped",
 }
 COLOURS = {"base": "#8a8a8a", "dpo": "#1f6f8b", "c": "#d9a441", "p": "#7fb685", "h": "#3f7d4e", "swapped": "#c8553d"}
-SHOWN = 8
+SHOWN = 9  # pictures of each caption, in one sheet
 
 
 # ------------------------------------------------------------------------------------------------ captions
@@ -82,7 +82,7 @@ def run(bench: Bench) -> Measurements:
         if name != "base":
             found[name] = bench.once(name, partial(_tune, bench, name, world["model"], data.get(name, world["pairs"])))
     found["identical"] = bench.once("identical", lambda: _identical(bench, world))
-    kept_side_by_side(bench.folder, NAMES, blobs.captions(brightness=True)[:SHOWN])
+    kept_side_by_side(bench.folder, NAMES, blobs.captions(brightness=True))
     return found
 
 
@@ -154,9 +154,13 @@ def _look(bench: Bench, name: str, model: Path) -> dict[str, float]:
     many = replace(blobs.SAMPLING, batch_size=3 * EACH)
     said, images = pictures(model, asked, EACH, many, first_noise=10_000 * bench.seed)
     seen = [blobs.read(image, brightness=True) for image in images]
-    keep(bench.folder, name, [images[n * EACH] for n in range(SHOWN)])
-    right = float(np.mean([a == b for a, b in zip(said, seen, strict=True)]))
-    return {"accuracy": round(right, 4), "remainder": round(float(np.mean(parts(seen, images)["remainder"])), 6)}
+    right = [a == b for a, b in zip(said, seen, strict=True)]
+    first = [slice(n * EACH, n * EACH + SHOWN) for n in range(len(asked))]
+    keep(bench.folder, name, [framed(images[some], right[some]) for some in first])
+    return {
+        "accuracy": round(float(np.mean(right)), 4),
+        "remainder": round(float(np.mean(parts(seen, images)["remainder"])), 6),
+    }
 
 
 def _identical(bench: Bench, world: dict[str, str]) -> float:

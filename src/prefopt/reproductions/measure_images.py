@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..rollout.images import ImageSampling
 
+GREEN, RED = "#4f9d4f", "#c8553d"
 Reward = Callable[[Sequence[str], Sequence[Any]], Sequence[float]]
 
 
@@ -80,6 +82,21 @@ def relabelled(pairs: Path, output: Path, seed: int) -> Path:
         rows.append({"prompt": row["prompt"], "chosen": sides[0], "rejected": sides[1]})
     write_jsonl(output, rows)
     return output
+
+
+def framed(images: Sequence[Any], right: Sequence[bool]) -> Any:
+    """Pictures in a square, each in a green frame if it is right, else in a red one."""
+    from PIL import Image, ImageOps
+
+    side = math.ceil(math.sqrt(len(images)))
+    cells = [
+        ImageOps.expand(image.convert("RGB").resize((48, 48), Image.Resampling.NEAREST), 4, GREEN if good else RED)
+        for image, good in zip(images, right, strict=True)
+    ]
+    sheet = Image.new("RGB", (side * 60, side * 60), "white")
+    for n, cell in enumerate(cells):
+        sheet.paste(cell, (n % side * 60 + 2, n // side * 60 + 2))
+    return sheet
 
 
 def keep(folder: Path, name: str, images: Sequence[Any]) -> None:
