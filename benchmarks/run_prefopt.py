@@ -15,7 +15,8 @@ from benchmarks.measure import Clock, peak, report, reset_peak
 
 def main(job: dict) -> None:
     from prefopt.config import make
-    from prefopt.training import run, text_task
+    from prefopt.training import run
+    from prefopt.training.tasks import text
 
     config = make(
         {
@@ -31,14 +32,14 @@ def main(job: dict) -> None:
         }
     )  # fmt: skip
     start: list[int] = []
-    load = text_task.load_text_model
+    load = text.load_text_model
 
     def loaded(*args, **kwargs):
         model = load(*args, **kwargs)
         start.append(reset_peak())
         return model
 
-    text_task.load_text_model = loaded
+    text.load_text_model = loaded
     clock = Clock()
     began = time.perf_counter()
     outcome = run.train(config, callbacks=[clock])
