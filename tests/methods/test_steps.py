@@ -160,3 +160,18 @@ def test_the_papers_form_differs_by_the_margin_alone():
     paper = torch.maximum(torch.full_like(l_l, -m), -l_l + l_r).mean()
     card = (-l_l + l_r + m).clamp(min=0).mean()
     torch.testing.assert_close(paper, card - m)
+
+
+@pytest.mark.parametrize("name", ["d3po", "spo-step"])
+def test_steps_that_one_side_lacks_are_in_no_mean(name):
+    """[4, 3] densities of two pairs; the second pair's loser has no third step, the first pair's winner no first."""
+    policy, reference = (numbers(4, 3, seed=s, scale=0.1).requires_grad_(s == 0) for s in range(2))
+    mask = torch.ones(4, 3, dtype=torch.float64)
+    mask[3, 2] = mask[0, 0] = 0
+    loss = get_method(name, beta=2.0)(Responses.of(policy, reference, mask=mask, pairs="halves"))
+    shared = [(0, 1), (0, 2), (1, 0), (1, 1)]  # (pair, step)
+    p, q = (torch.stack([x[side + i, t] for side in (0, 2) for i, t in shared]) for x in (policy.detach(), reference))
+    losses, _ = by_hand(p, q, 2.0, C, [(1, -1)] * 4)
+    assert float(loss.scalar.detach()) == pytest.approx(sum(losses) / 4, rel=1e-12)
+    (slope,) = torch.autograd.grad(loss.scalar, policy)
+    assert slope[0, 0] == slope[2, 0] == slope[1, 2] == slope[3, 2] == 0

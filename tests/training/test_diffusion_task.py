@@ -273,3 +273,14 @@ def test_not_finite_latents_are_refused(models, data, tmp_path, monkeypatch):
     cfg = config(models["sd"], data, tmp_path / "run")
     with pytest.raises(PrefoptError, match=r"row 1: .*not finite"):
         diffusion_task(cfg, make_method(cfg))
+
+
+def test_dropout_of_the_base_is_refused_where_the_base_is_the_reference(data, tmp_path):
+    """With the adapter off the same network would answer at random; a frozen copy does not drop anything."""
+    pipeline = tiny_pipeline("sd")
+    own = {k: v for k, v in pipeline.unet.config.items() if not k.startswith("_")}
+    pipeline.unet = type(pipeline.unet).from_config(own | {"dropout": 0.1})
+    pipeline.save_pretrained(tmp_path / "model")
+    lora = {"adapter": {"r": 2}}
+    with pytest.raises(PrefoptError, match=r"the base model's dropout .* is active; set reference.kind = frozen"):
+        train(config(tmp_path / "model", data, tmp_path / "run", model=lora))
