@@ -284,3 +284,11 @@ def test_dropout_of_the_base_is_refused_where_the_base_is_the_reference(data, tm
     lora = {"adapter": {"r": 2}}
     with pytest.raises(PrefoptError, match=r"the base model's dropout .* is active; set reference.kind = frozen"):
         train(config(tmp_path / "model", data, tmp_path / "run", model=lora))
+
+
+def test_the_record_says_whether_the_reference_is_the_start(models, data, tmp_path):
+    """Only then policy and reference must agree before the first step."""
+    other = {"path": str(models["sd"]), "kind": "frozen"}
+    for sections, start in (({}, True), ({"model": {"adapter": {"r": 2}}}, True), ({"reference": other}, False)):
+        cfg = config(models["sd"], data, tmp_path / "run", **sections)
+        assert diffusion_task(cfg, make_method(cfg)).record["reference_is_start"] is start
