@@ -75,10 +75,7 @@ def evaluate_run(
             "sampling of pictures, negative networks, features and users are of diffusion models; "
             f"{config.model.path} is none"
         )
-    if isinstance(reward, Sequence) and not isinstance(reward, str):
-        if len(reward) > 1:
-            raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
-        reward = reward[0] if reward else None
+    reward = _single(reward)
     if kind == "clip":
         for what, value in {"reward": reward, "judge": judge, "against": against}.items():
             if value is not None:
@@ -95,6 +92,15 @@ def evaluate_run(
         return _evaluate_reward_model(folder, policy, where, limit, progress)
     start = config.model.model_copy(update={"adapter": None} | ({"path": against} if against else {}))
     return _evaluate(policy, start, where, folder, reward, judge, method, sampling, limit, progress)
+
+
+def _single(reward: Rewards) -> str | Callable[..., Any] | None:
+    """Texts are scored by one reward."""
+    if reward is None or isinstance(reward, str) or callable(reward):
+        return reward
+    if len(reward) > 1:
+        raise PrefoptError(f"{len(reward)} rewards are given; only pictures are scored by several")
+    return reward[0] if reward else None
 
 
 def evaluate(
