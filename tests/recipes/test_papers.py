@@ -29,7 +29,12 @@ def logged(folder: Path, key: str) -> list[float]:
     return [row[key] for row in rows if key in row]
 
 
-def test_tgdpo_is_guided_by_its_first_run(text_model: Path, pairs_file: Path, tmp_path: Path) -> None:
+def test_tgdpo_is_guided_by_its_first_run(
+    text_model: Path, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PREFOPT_CACHE", str(tmp_path / "cache")
+    )  # others may have stored the reference in other batches
     hyper = {"base": {"alpha": 1.0, "reward_beta": 1.0}, "first_train": {"learning_rate": 1e-2}}
     sections = {"hyper": hyper, "read": {"eval_fraction": 0.3}}
     out = run("tgdpo-from-pairs", text_model, pairs_file, tmp_path / "out", **sections)
